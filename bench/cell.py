@@ -1,0 +1,385 @@
+"""One cell from start to record: the stream's tasks in order, each trained, merged, evaluated and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from bench.backbone import Backbone
+from bench.data.dataset import load_dataset
+from bench.environment import environment
+from bench.evaluate import count, predict
+from bench.heads import Head
+from bench.memory import nbytes, pack, unpack
+from bench.method import Rule, Trainer
+from bench.plan import Cell
+from bench.record import FORMAT, counts_sha256
+from bench.store import Store, load_tensors, save_tensors, write_atomic
+from bench.stream import Stream, TaskData
+from bench.task import LiveTask
+from bench.train import Learnt, train
+from bench.weights import Weights
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Workbench:
+    """What the cells of one process share: folders, the store, the stream and backbone of the last cell."""
+
+    results: Path
+    data: Path
+    store: Store
+    device: str = "cpu"
+    _kept: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def _keep(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+        if self._kept.get(kind, (None,))[0] != key:
+            self._kept.pop(kind, None)  # free the old one before the new one is made
+            self._kept[kind] = (key, make())
+        return self._kept[kind][1]
+
+    def stream(self, cell: Cell) -> Stream:
+        """The cell's stream with its images on the device."""
+        key = (cell.dataset, cell.n_tasks, cell.class_order_seed, cell.eval_split, cell.protocol.val_fraction)
+        return self._keep(
+            "stream", key, lambda: Stream(load_dataset(cell.dataset, self.data), *key[1:], device=self.device)
+        )
+
+    def backbone(self, cell: Cell) -> Backbone:
+        """The cell's pretrained model."""
+        key = (cell.protocol.backbone, cell.protocol.adapter, cell.dataset.image)
+        return self._keep("backbone", key, lambda: Backbone(cell.protocol, cell.dataset.image, self.device))
+
+
+@dataclass
+class Progressing:
+    """Everything that a cell has made so far; saved at each task boundary."""
+
+    heads: list[Head] = field(default_factory=list)
+    counts: list[list[list[int]] | None] = field(default_factory=list)
+    counts_taskaware: list[list[list[int]] | None] = field(default_factory=list)
+    before: list[list[int] | None] = field(default_factory=list)
+    before_taskaware: list[list[int] | None] = field(default_factory=list)
+    predicted: list[np.ndarray] = field(default_factory=list)  #: per t (N,) int16, -1 where not seen yet
+    predicted_taskaware: list[np.ndarray] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    carried_bytes: int = 0
+    peak_mb: float = 0.0
+    wall_s: float = 0.0
+
+    JSON = ("counts", "counts_taskaware", "before", "before_taskaware", "tasks", "carried_bytes", "peak_mb", "wall_s")
+
+
+def run_cell(cell: Cell, bench: Workbench, job: str = "", progress: Progress = lambda _: None) -> dict[str, Any]:
+    """Run a cell to its record, resuming after its last finished task, and return the record.
+
+    An exception inside the cell becomes a record with status "failed"; ``KeyboardInterrupt`` and the like pass through
+    and leave what is finished for the next run. A cell whose process died twice under one ``job`` is failed unrun.
+    """
+    folder = bench.results / "runs" / cell.id
+    folder.mkdir(parents=True, exist_ok=True)
+    beat = _Heartbeat(cell, folder, job, progress)
+    if beat.attempts > 2:
+        message = "its process died twice (out of memory?); the other cells went on"
+        return _write_failed(cell, folder, {"type": "ProcessDied", "message": message, "where": "", "attempts": 2})
+    try:
+        with threads(cell.protocol.threads):
+            record = _run(cell, bench, folder, beat)
+    except Exception as error:
+        where = "".join(traceback.format_exception(error)[-4:]).strip()
+        told = {"type": type(error).__name__, "message": str(error), "where": where, "attempts": beat.attempts}
+        return _write_failed(cell, folder, told)
+    return record
+
+
+def _run(cell: Cell, bench: Workbench, folder: Path, beat: _Heartbeat) -> dict[str, Any]:
+    began, stream, backbone = time.perf_counter(), bench.stream(cell), bench.backbone(cell)
+    trainer, rule = cell.method.build()
+    theta_0 = backbone.pretrained
+    trainer.begin(theta_0)
+    rule.begin(theta_0)
+    so_far, served, trained = _resume(cell, folder, trainer, rule, theta_0) or (Progressing(), theta_0, theta_0)
+    wall_before = so_far.wall_s
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+    for current in stream.tasks[len(so_far.counts) :]:
+        if current.t not in cell.trained_tasks:
+            _absent(so_far)
+            continue
+        beat("training", current.t)
+        joint = trainer.data == "seen"
+        start = {"pretrained": theta_0, "previous": trained, "merged": served}[cell.method.start]
+        learnt, spent = _train_or_load(cell, bench, stream, backbone, current, trainer, start, rule.record)
+        trained = learnt.weights
+        so_far.heads = learnt.heads if joint else [*so_far.heads, *learnt.heads]
+        so_far.peak_mb = max(so_far.peak_mb, _memory_mb())
+
+        beat("merging", current.t)
+        task = LiveTask(
+            data=rule.data, stream=stream, current=current, backbone=backbone, protocol=cell.protocol, heads=so_far.heads,
+            run_seed=cell.run_seed, store=bench.store, pretrained=theta_0, start=start, served=served, trained=trained,
+            recorded=learnt.recorded,
+        )  # fmt: skip
+        clock = time.perf_counter()
+        served = rule.merge(task).detach()
+        trainer.learnt(replace(task, data="labelled", scalars=task.scalars, seconds=task.seconds))
+        merged = time.perf_counter() - clock - task.seconds["spent"] + task.seconds["statistics"]
+        if not bool(torch.isfinite(served.vector).all()):
+            raise FloatingPointError(f"rule {rule.key} served non-finite weights after task {current.t}")
+        so_far.peak_mb = max(so_far.peak_mb, _memory_mb())
+
+        beat("evaluating", current.t)
+        clock = time.perf_counter()
+        _evaluate(cell, backbone, stream, current, rule, served, trained, so_far)
+        carried = nbytes(trainer) + nbytes(rule)
+        if cell.method.start == "previous" and not torch.equal(served.vector, trained.vector):
+            carried += trained.nbytes
+        so_far.carried_bytes = max(so_far.carried_bytes, carried)
+        so_far.tasks.append(
+            {
+                "t": current.t,
+                "classes": list(current.classes),
+                "onset": learnt.onset,
+                "scalars": task.scalars,
+                "seconds": {
+                    "train_alone": learnt.seconds,
+                    "train_spent": spent,
+                    "statistics": task.seconds["statistics"],
+                    "merge": merged,
+                    "eval": time.perf_counter() - clock,
+                },
+                "opt_steps": learnt.steps,
+                "trained_digest": trained.digest(),
+                "served_digest": served.digest(),
+            }
+        )
+        so_far.wall_s = wall_before + time.perf_counter() - began
+        if current.t < cell.n_tasks:
+            _save(cell, folder, trainer, rule, so_far, served, trained)
+            beat("finished", current.t, finished=current.t)
+    return _write_record(cell, folder, stream, so_far)
+
+
+def _train_or_load(
+    cell: Cell, bench: Workbench, stream: Stream, backbone: Backbone, current: TaskData, trainer: Trainer, start: Weights,
+    record: tuple[str, ...],
+) -> tuple[Learnt, float]:  # fmt: skip
+    """theta*_t, from the store where it is there with the by-products asked for; and the seconds spent just now."""
+    key = cell.train_keys[current.t]
+    kept = bench.store.load("train", key)
+    if kept is not None and set(record) <= set(kept[1]["record"]):
+        tensors, header = kept
+        dense = {k: Weights(v.to(backbone.device), start.layout) for k, v in tensors.items() if not k.startswith("head")}
+        pairs = [(tensors[f"head.{i}.weight"], tensors[f"head.{i}.bias"]) for i in range(header["heads"])]
+        heads = [Head(w.to(backbone.device), b.to(backbone.device)) for w, b in pairs]
+        snapshots = [dense[f"snapshots.{i}"].to("cpu") for i in range(header["snapshots"])]
+        recorded = {"snapshots": snapshots} if snapshots else {}
+        return Learnt(dense["weights"], heads, header["steps"], header["seconds"], header["onset"], recorded), 0.0
+    tasks = stream.tasks[: current.t] if trainer.data == "seen" else [current]
+    learnt = train(backbone, stream, tasks, trainer, start, cell.protocol, cell.run_seed, record)
+    # A task that began at merged weights is nobody else's: only the first one, begun at theta_0, is worth keeping.
+    if cell.chain_is_shared or current.t == 1:
+        tensors = {"weights": learnt.weights.vector}
+        for i, head in enumerate(learnt.heads):
+            tensors |= {f"head.{i}.weight": head.weight, f"head.{i}.bias": head.bias}
+        snapshots = learnt.recorded.get("snapshots", [])
+        tensors |= {f"snapshots.{i}": s.vector for i, s in enumerate(snapshots)}
+        header = {
+            "record": list(record), "heads": len(learnt.heads), "snapshots": len(snapshots), "steps": learnt.steps,
+            "seconds": learnt.seconds, "onset": learnt.onset,
+        }  # fmt: skip
+        bench.store.save("train", key, tensors, header)
+    return learnt, learnt.seconds
+
+
+def _evaluate(
+    cell: Cell, backbone: Backbone, stream: Stream, current: TaskData, rule: Rule, served: Weights, trained: Weights,
+    so_far: Progressing,
+) -> None:  # fmt: skip
+    """Predictions and counts after task t, and of theta*_t on task t before merging."""
+    seen, batch = stream.tasks[: current.t], cell.protocol.eval_batch
+    heads = so_far.heads
+    [all_alone], [own_alone] = predict(backbone, trained, heads, stream, [current], batch)
+    if rule.experts:  # each task by its own weights and head: earlier rows stay, and the true task is given
+        past = so_far.predicted_taskaware[-1] if so_far.predicted_taskaware else None
+        own = [torch.from_numpy(past[task.test.cpu().numpy()].astype(np.int64)) for task in seen[:-1]] if past is not None else []
+        everywhere = within = [*own, own_alone]
+    else:
+        everywhere, within = predict(backbone, served, heads, stream, seen, batch)
+    for told, kept, table in (
+        (everywhere, so_far.predicted, so_far.counts),
+        (within, so_far.predicted_taskaware, so_far.counts_taskaware),
+    ):
+        columns = np.full(len(stream.test_columns), -1, dtype=np.int16)
+        for task, mine in zip(seen, told, strict=True):
+            columns[task.test.cpu().numpy()] = mine.numpy()
+        kept.append(columns)
+        table.append([list(count(mine, stream, task)) for task, mine in zip(seen, told, strict=True)])
+    so_far.before.append(list(count(own_alone if rule.experts else all_alone, stream, current)))
+    so_far.before_taskaware.append(list(count(own_alone, stream, current)))
+
+
+def _absent(so_far: Progressing) -> None:
+    """A row that does not exist: nothing was trained after this task."""
+    for table in (so_far.counts, so_far.counts_taskaware, so_far.before, so_far.before_taskaware):
+        table.append(None)  # type: ignore[attr-defined]
+
+
+# ---- resuming ----------------------------------------------------------------------------------------------------
+def _save(
+    cell: Cell, folder: Path, trainer: Trainer, rule: Rule, so_far: Progressing, served: Weights, trained: Weights
+) -> None:
+    tensors = {"served": served.vector, "trained": trained.vector}
+    for i, head in enumerate(so_far.heads):
+        tensors |= {f"head.{i}.weight": head.weight, f"head.{i}.bias": head.bias}
+    trees = {}
+    for name, plugin in (("trainer", trainer), ("rule", rule)):
+        memory, trees[name] = pack(plugin)
+        tensors |= {f"{name}.{k}": v for k, v in memory.items()}
+    for i, pair in enumerate(zip(so_far.predicted, so_far.predicted_taskaware, strict=True)):
+        tensors |= {f"predicted.{i}.{j}": torch.from_numpy(p) for j, p in enumerate(pair)}
+    header = {"code": cell.code(), "heads": len(so_far.heads), "predicted": len(so_far.predicted), "memory": trees}
+    header["so_far"] = {name: getattr(so_far, name) for name in Progressing.JSON}
+    save_tensors(folder / "resume.safetensors", tensors, header)
+
+
+def _resume(
+    cell: Cell, folder: Path, trainer: Trainer, rule: Rule, theta_0: Weights
+) -> tuple[Progressing, Weights, Weights] | None:
+    """What :func:`_save` left, unless there is none or the code has changed since."""
+    kept = load_tensors(folder / "resume.safetensors")
+    if kept is None or kept[1]["code"] != cell.code():
+        return None
+    tensors, header = kept
+    device = theta_0.vector.device
+    heads = [(tensors[f"head.{i}.weight"], tensors[f"head.{i}.bias"]) for i in range(header["heads"])]
+    pairs = [[tensors[f"predicted.{i}.{j}"].numpy() for j in (0, 1)] for i in range(header["predicted"])]
+    so_far = Progressing(
+        heads=[Head(w.to(device), b.to(device)) for w, b in heads],
+        predicted=[p[0] for p in pairs],
+        predicted_taskaware=[p[1] for p in pairs],
+        **header["so_far"],
+    )
+    for name, plugin in (("trainer", trainer), ("rule", rule)):
+        memory = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        unpack(plugin, memory, header["memory"][name], theta_0)
+    served, trained = (Weights(tensors[n].to(device), theta_0.layout) for n in ("served", "trained"))
+    return so_far, served, trained
+
+
+class _Heartbeat:
+    """``progress.json``: what the live display reads, and how often a process died on this cell."""
+
+    def __init__(self, cell: Cell, folder: Path, job: str, progress: Progress) -> None:
+        self._path, self._progress = folder / "progress.json", progress
+        self._told: dict[str, Any] = {"id": cell.id, "n_tasks": cell.n_tasks, "job": job, "finished": 0, "pid": os.getpid()}
+        self.attempts = 1
+        try:
+            before = json.loads(self._path.read_text())
+            self._told["finished"] = int(before["finished"])
+            if job and before["job"] == job:
+                self.attempts = int(before["attempts"]) + 1
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        self("starting", self._told["finished"] + 1)
+
+    def __call__(self, phase: str, task: int, **more: Any) -> None:
+        self._told |= {"phase": phase, "task": task, "attempts": self.attempts, "updated": time.time(), **more}
+        write_atomic(self._path, json.dumps(self._told))
+        self._progress(dict(self._told))
+
+
+# ---- records -----------------------------------------------------------------------------------------------------
+def _head_of_record(cell: Cell, status: str) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "id": cell.id,
+        "status": status,
+        "coordinates": cell.coordinates(),
+        "request": cell.request,
+        "method": cell.method.describe(),
+        "protocol": cell.protocol.model_dump(mode="json"),
+        "code": cell.code(),
+        "environment": environment(),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _write_record(cell: Cell, folder: Path, stream: Stream, so_far: Progressing) -> dict[str, Any]:
+    seconds = [task["seconds"] for task in so_far.tasks]
+    record = _head_of_record(cell, "done") | {
+        "dataset": {"key": cell.dataset.key, "digest": stream.digest, "class_order": stream.class_order},
+        "counts": so_far.counts,
+        "counts_taskaware": so_far.counts_taskaware,
+        "before_merge": so_far.before,
+        "before_merge_taskaware": so_far.before_taskaware,
+        "tasks": so_far.tasks,
+        "totals": {
+            "train_s_alone": sum(s["train_alone"] for s in seconds),
+            "train_s_spent": sum(s["train_spent"] for s in seconds),
+            "merge_s": sum(s["merge"] for s in seconds),
+            "eval_s": sum(s["eval"] for s in seconds),
+            "wall_s": so_far.wall_s,
+            "opt_steps": sum(task["opt_steps"] for task in so_far.tasks),
+            "peak_mb": so_far.peak_mb,
+            "carried_bytes": so_far.carried_bytes,
+        },
+        "digest": so_far.tasks[-1]["served_digest"],
+        "error": None,
+    }
+    record["counts_sha256"] = counts_sha256(record)
+    told = [task.t for task in stream.tasks if so_far.counts[task.t - 1] is not None]
+    with io.BytesIO() as buffer:
+        np.savez_compressed(
+            buffer,
+            t=np.array(told, dtype=np.int16),
+            true=stream.test_columns.cpu().numpy().astype(np.int16),
+            predicted=np.stack(so_far.predicted),
+            predicted_taskaware=np.stack(so_far.predicted_taskaware),
+        )
+        predictions = buffer.getvalue()
+    record["predictions_sha256"] = hashlib.sha256(predictions).hexdigest()
+    write_atomic(folder / "pred.npz", predictions)
+    write_atomic(folder / "cell.json", json.dumps(record, indent=1))  # last: its presence says that all is there
+    (folder / "resume.safetensors").unlink(missing_ok=True)
+    (folder / "progress.json").unlink(missing_ok=True)
+    return record
+
+
+def _write_failed(cell: Cell, folder: Path, error: dict[str, Any]) -> dict[str, Any]:
+    record = _head_of_record(cell, "failed") | {"error": error}
+    write_atomic(folder / "cell.json", json.dumps(record, indent=1))
+    return record
+
+
+def _memory_mb() -> float:
+    """Megabytes in use: the peak allocated on the GPU, or this process's resident memory, sampled."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's thread count for the length of a block (the number changes bits, so it belongs to the protocol)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,30 @@
+"""What goes wrong by a user's hand: one line that says what, where and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A wrong request. The command line prints the one line and exits with 2; ``--debug`` shows the traceback."""
+
+
+def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> UserError:
+    """A ``UserError`` for a name that is not known, with the nearest names that are.
+
+    Args:
+        what: the kind of thing, for example ``"method"``.
+        name: what the user wrote.
+        known: all the names that would have been right.
+        where: file and key, or the option, in which it stood.
+    """
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    if near:
+        hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    elif len(options) <= 12:
+        hint = "known: " + ", ".join(options)
+    else:
+        hint = "known: " + ", ".join(options[:12]) + ", ..."
+    return UserError(f"{where + ': ' if where else ''}unknown {what} {name!r}; {hint}")

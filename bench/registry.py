@@ -1,0 +1,346 @@
+"""Plugins by name, and the grammar in which a method is spelled.
+
+``[trainer+]rule[@start][:field=value,...]``, or the name of a named method with the same ``@start`` and ``:fields``
+to override it: ``pm``, ``pm:eps=0.3``, ``average@merged``, ``perturb+ties@previous``, ``ties:density=0.1``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import pydantic
+
+from bench.errors import UserError, unknown
+from bench.method import START, NamedMethod, Plugin, Rule, Start, Trainer, take_declared
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTRY_POINTS = "clmerge.plugins"
+SPELLING = re.compile(r"(?:(?P<trainer>[\w-]+)\+)?(?P<name>[\w-]+)(?:@(?P<start>\w*))?(?::(?P<options>.*))?")
+
+Trainer.key = "plain"  # the base class is plain training; it needs no plugin file
+
+
+@dataclass(frozen=True)
+class Method:
+    """A fully resolved method: classes, every option's value, the start."""
+
+    key: str  #: the named method's key where the resolution equals it, else the variant
+    named: NamedMethod | None
+    trainer: type[Trainer]
+    rule: type[Rule]
+    start: Start
+    trainer_options: dict[str, Any]
+    rule_options: dict[str, Any]
+
+    @property
+    def variant(self) -> str:
+        """The full spelling, options printed where they differ from the class's default."""
+        told = [
+            f"{name}={_spell(value)}"
+            for cls, options in ((self.trainer, self.trainer_options), (self.rule, self.rule_options))
+            for name, value in options.items()
+            if value != cls.options()[name].default
+        ]
+        return f"{self.trainer.key}+{self.rule.key}@{self.start}" + (":" + ",".join(told) if told else "")
+
+    @property
+    def title(self) -> str:
+        """How tables print it."""
+        return self.named.title if self.named else self.key
+
+    @property
+    def status(self) -> str:
+        """Registry status; an unnamed combination is a variant."""
+        return self.named.status if self.named else "variant"
+
+    def build(self) -> tuple[Trainer, Rule]:
+        """Fresh instances for one run."""
+        return self.trainer(**self.trainer_options), self.rule(**self.rule_options)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two methods the same one (JSON-able): part of every cell's identity."""
+        return {
+            "trainer": {"key": self.trainer.key, **self.trainer_options},
+            "rule": {"key": self.rule.key, **self.rule_options},
+            "start": self.start,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The row of ``clmerge list methods --json`` and the ``method`` block of a record."""
+        named = self.named or NamedMethod(self.key, self.variant, self.key, None, "variant", "")
+        return {
+            "key": self.key,
+            "title": self.title,
+            "paper": named.paper,
+            "status": self.status,
+            "about": named.about,
+            "variant": self.variant,
+            "trainer": {"key": self.trainer.key, "adapt": self.trainer.adapt, **self.trainer_options},
+            "rule": {"key": self.rule.key, **self.rule_options},
+            "start": self.start,
+            "state": [f"trainer.{n}" for n in self.trainer.states()] + [f"rule.{n}" for n in self.rule.states()],
+            "data": {"training": self.trainer.data, "merging": self.rule.data},
+        }
+
+
+@dataclass
+class Registry:
+    """Trainers, rules and named methods of all plugin folders."""
+
+    trainers: dict[str, type[Trainer]] = field(default_factory=lambda: {"plain": Trainer})
+    rules: dict[str, type[Rule]] = field(default_factory=dict)
+    methods: dict[str, NamedMethod] = field(default_factory=dict)
+    sources: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, extra: Iterable[str | Path] = ()) -> Registry:
+        """Execute the plugin files of ``methods/``, ``CLMERGE_PLUGINS``, ``extra`` (folders or files) and the
+        installed packages' entry points.
+
+        Raises:
+            UserError: a folder is missing, a file raises (file and line are named), or a name is taken.
+        """
+        registry = cls()
+        for place in plugin_places(extra):
+            files = sorted(p for p in place.glob("*.py") if not p.name.startswith("_")) if place.is_dir() else [place]
+            for file in files:
+                registry._execute(file)
+        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+            entry.load()
+            registry._add(take_declared(), f"entry point {entry.name}")
+        for named in registry.methods.values():
+            registry._parse(named.spelling, f"method {named.key!r}")  # a wrong spelling is found at load, not at use
+        return registry
+
+    def _execute(self, file: Path) -> None:
+        name = f"clmerge_plugin_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses looks the module up by name
+        take_declared()
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+            line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
+            raise UserError(f"plugin {file}, line {line}: {type(error).__name__}: {error}; mend or remove it") from error
+        self._add(take_declared(), str(file))
+
+    def _add(self, things: Iterable[type[Plugin] | NamedMethod], source: str) -> None:
+        for thing in things:
+            if isinstance(thing, NamedMethod):
+                kind, table = "method", cast(dict[str, Any], self.methods)
+            elif issubclass(thing, Trainer):
+                kind, table = "trainer", cast(dict[str, Any], self.trainers)
+            else:
+                kind, table = "rule", cast(dict[str, Any], self.rules)
+            if thing.key in table:
+                first = self.sources.get((kind, thing.key), "bench")
+                raise UserError(f"{source}: {kind} {thing.key!r} is already defined in {first}; choose another key")
+            table[thing.key] = thing
+            self.sources[kind, thing.key] = source
+
+    # ---- the grammar -------------------------------------------------------------------------------------------
+    def _parse(self, spelling: str, where: str) -> tuple[str, str, str | None, dict[str, str], NamedMethod | None]:
+        """(trainer key, rule key, start or None, options as text, the named method it was built from)."""
+        match = SPELLING.fullmatch(spelling)
+        if match is None:
+            raise UserError(f"{where}: {spelling!r} is not [trainer+]rule[@start][:field=value,...]")
+        name, start = match["name"], match["start"]
+        if start is not None and start not in START:
+            raise unknown("start", start, START, f"{where}: {spelling!r}")
+        options: dict[str, str] = {}
+        for pair in filter(None, (match["options"] or "").split(",")):
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise UserError(f"{where}: {spelling!r}: {pair!r} is not field=value")
+            options[key.strip()] = value.strip()
+        if match["trainer"] is None and name in self.methods:
+            base = self.methods[name]
+            t, r, s, o, _ = self._parse(base.spelling, where)
+            return t, r, start or s, {**o, **options}, base
+        trainer = match["trainer"] or "plain"
+        if trainer not in self.trainers:
+            raise unknown("trainer", trainer, self.trainers, f"{where}: {spelling!r}")
+        if name not in self.rules:
+            known = self.rules if match["trainer"] else {**self.rules, **self.methods}
+            raise unknown("rule" if match["trainer"] else "method", name, known, where)
+        return trainer, name, start, options, None
+
+    def resolve(
+        self,
+        spelling: str,
+        tuned: Mapping[str, Mapping[str, Any]] | None = None,
+        start: Start | None = None,
+        where: str = "methods",
+    ) -> Method:
+        """The method a spelling stands for.
+
+        Args:
+            spelling: see the module's docstring.
+            tuned: option values by plugin key that a protocol has chosen on validation data; they stand above the
+                class defaults and below anything spelled out.
+            start: overrides the start where the method has one to choose (``START=...``).
+            where: what an error names as the place.
+
+        Raises:
+            UserError: an unknown name, option, or start; a value of the wrong type or out of range; no start.
+        """
+        trainer_key, rule_key, spelled, texts, _ = self._parse(spelling, where)
+        trainer, rule = self.trainers[trainer_key], self.rules[rule_key]
+        chosen = cast(Start | None, start or spelled)
+        if trainer.data == "seen" or not trainer.adapt:
+            chosen = "pretrained"  # nothing is carried on from the task before, so there is nothing to choose
+        if chosen is None:
+            ways = ", ".join(f"{spelling.split(':')[0]}@{s}" for s in START)
+            raise UserError(f"{where}: {spelling!r} does not say where training starts; write one of {ways}")
+        values: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        for values_of, cls in zip(values, (trainer, rule), strict=True):
+            values_of.update({**cls.at_start.get(chosen, {}), **(tuned or {}).get(cls.key, {})})
+        for name, text in texts.items():
+            prefix, _, bare = name.rpartition(".")
+            sides = {"trainer": (trainer, values[0]), "rule": (rule, values[1])}
+            if prefix and prefix not in sides:
+                raise UserError(f"{where}: {spelling!r}: write trainer.{bare} or rule.{bare}, not {name!r}")
+            owners = [side for side in ([prefix] if prefix else sides) if bare in sides[side][0].options()]
+            if not owners:
+                raise unknown("option", bare, {**trainer.options(), **rule.options()}, f"{where}: {spelling!r}")
+            if len(owners) == 2:
+                raise UserError(f"{where}: {spelling!r}: both parts have {bare!r}; write trainer.{bare} or rule.{bare}")
+            sides[owners[0]][1][bare] = text
+        trainer_options = check_options(trainer, values[0], f"{where}: {spelling!r}")
+        rule_options = check_options(rule, values[1], f"{where}: {spelling!r}")
+        found = Method("", None, trainer, rule, chosen, trainer_options, rule_options)
+        named = self._name_of(found, tuned)
+        key = named.key if named else found.variant.removeprefix("plain+")
+        return dataclasses.replace(found, key=key, named=named)
+
+    def _name_of(self, method: Method, tuned: Mapping[str, Mapping[str, Any]] | None) -> NamedMethod | None:
+        for named in self.methods.values():
+            trainer_key, rule_key, start, texts, _ = self._parse(named.spelling, named.key)
+            if (trainer_key, rule_key, start) != (method.trainer.key, method.rule.key, method.start):
+                continue
+            own = ({}, {})  # type: tuple[dict[str, Any], dict[str, Any]]
+            for side, cls in zip(own, (method.trainer, method.rule), strict=True):
+                side.update({**cls.at_start.get(method.start, {}), **(tuned or {}).get(cls.key, {})})
+                side.update({n: v for n, v in texts.items() if n in cls.options()})
+            try:
+                pair = (check_options(method.trainer, own[0], ""), check_options(method.rule, own[1], ""))
+            except UserError:
+                continue  # a named method whose required option has no value here is nobody's name
+            if pair == (method.trainer_options, method.rule_options):
+                return named
+        return None
+
+
+def check_options(cls: type[Plugin], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Every option's value, parsed and in range.
+
+    Raises:
+        UserError: unknown option, wrong type, out of range, or a required one missing.
+    """
+    fields = cls.options()
+    for name in given:
+        if name not in fields:
+            raise unknown(f"option of {cls.key!r}", name, fields, where)
+    values = {}
+    for name, spec in fields.items():
+        if name in given:
+            try:
+                values[name] = _adapter(cls, name).validate_python(given[name])
+            except pydantic.ValidationError as error:
+                what = error.errors()[0]["msg"]
+                raise UserError(f"{where}: {name}={given[name]!r}: {what} ({spec.metadata['help']})") from None
+        elif spec.default is dataclasses.MISSING:
+            raise UserError(
+                f"{where}: {cls.key!r} needs a value for {name!r} ({spec.metadata['help']}): "
+                f"write {cls.key}...:{name}=VALUE, or give one in the protocol under tuned.{cls.key}.{name}"
+            )
+        else:
+            values[name] = spec.default
+    return values
+
+
+@cache
+def _adapter(cls: type[Plugin], name: str) -> pydantic.TypeAdapter[Any]:
+    spec = cls.options()[name]
+    hint = spec.type
+    if isinstance(hint, str):
+        # Only this field's annotation: others may name types that are imported for checkers alone.
+        hint = eval(hint, dict(vars(sys.modules[cls.__module__])))
+    return pydantic.TypeAdapter(Annotated[hint, pydantic.Field(**spec.metadata["bounds"])])
+
+
+def _spell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:
+    """Absolute plugin folders and files, the shipped ones first.
+
+    Raises:
+        UserError: a place that is named but not there.
+    """
+    places = [ROOT / "methods"]
+    named = [("--plugins", p) for p in extra]
+    named += [("CLMERGE_PLUGINS", p) for p in filter(None, os.environ.get("CLMERGE_PLUGINS", "").split(os.pathsep))]
+    for origin, text in named:
+        path = Path(text).expanduser().resolve()
+        if not path.exists():
+            raise UserError(f"{origin}: no plugin folder or file {path}")
+        if path not in places:
+            places.append(path)
+    return places
+
+
+# ---- code versions -----------------------------------------------------------------------------------------------
+def code_of_class(cls: type) -> str:
+    """Hash of a plugin class's code: the class, its bases and the functions and constants of its file; docstrings,
+    comments, other classes and ``method(...)`` lines do not count.
+    """
+    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    if cls in (Trainer, Rule):
+        return "plain"  # the base classes' code is part of the harness's own hash
+    wanted = {c.__name__ for c in cls.__mro__}
+    kept = []
+    for node in _parsed(Path(file)).body if file else []:
+        if isinstance(node, ast.ClassDef) and node.name not in wanted:
+            continue
+        if isinstance(node, ast.Expr):
+            continue
+        kept.append(ast.dump(node))
+    return hashlib.blake2b("\n".join(kept).encode(), digest_size=8).hexdigest()
+
+
+@cache
+def code_of_modules(*files: str) -> str:
+    """Hash of harness files (relative to ``bench/``; a folder stands for its ``*.py``), docstrings out."""
+    paths = [p for name in files for p in (sorted((ROOT / "bench" / name).glob("*.py")) or [ROOT / "bench" / name])]
+    text = "\n".join(ast.dump(_parsed(path)) for path in paths)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path) -> ast.Module:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:]
+    return tree

@@ -1,0 +1,270 @@
+"""Records on disk become rows: one row a cell, with the columns that other people's scripts rely on.
+
+Standard library only, because ``clmerge results`` must answer at once. A record that cannot be trusted is a row too
+(status ``damaged`` and a reason), so that nothing silently drops out of a mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from bench import metrics
+from bench.store import write_atomic
+
+FORMAT = 1
+COORDINATES = ("dataset", "n_tasks", "protocol", "method", "variant", "start", "class_order_seed", "run_seed")
+COSTS = ("train_s_alone", "train_s_spent", "merge_s", "eval_s", "wall_s", "opt_steps", "peak_mb", "carried_bytes")
+BLOCK = ("dataset", "n_tasks", "protocol", "eval_split")
+MEASURED = ("done", "stale")
+PLAIN = "plain+"  # the part of a variant that the method grammar lets one leave out
+COLUMNS = (*COORDINATES, "status", *metrics.COLUMNS, *COSTS, "digest")
+MARKS = {
+    "reconstruction": ("†", "our reconstruction from the abstract; not the authors' method"),
+    "oracle": ("°", "oracle: sees more than a continual learner may"),
+}
+
+Record = dict[str, Any]
+Row = dict[str, Any]
+
+_INTEGER_COORDINATES = ("n_tasks", "class_order_seed", "run_seed")
+
+
+class Damaged(ValueError):
+    """Why a record cannot be trusted, in a few words."""
+
+
+def read_records(results_dir: Path) -> list[Record]:
+    """Read every ``runs/*/cell.json`` below ``results_dir``, in the order of the folder names.
+
+    Never raises for what stands in a file: an unreadable, half-written, foreign or hand-edited one becomes a record
+    with ``status`` "damaged" and a ``reason``, keeping its coordinates where they can be read. Folders without a
+    ``cell.json`` are cells that have not finished and are left out.
+    """
+    records = []
+    for path in sorted((results_dir / "runs").glob("*/cell.json")):
+        raw: Any = None
+        try:
+            raw = json.loads(path.read_bytes())
+            check(raw, path.parent.name)
+            records.append(raw)
+        except (Damaged, OSError, ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, Damaged) else f"unreadable: {type(error).__name__}"
+            records.append(_damaged(path.parent.name, raw, reason))
+    return records
+
+
+def check(record: Any, folder: str) -> None:
+    """Raise :class:`Damaged` unless ``record`` is a whole, possible and unedited record that belongs in ``folder``."""
+    if not isinstance(record, dict):
+        raise Damaged("not a record")
+    if record.get("format") != FORMAT:
+        raise Damaged(f"record format {record.get('format')!r}, this version reads {FORMAT}")
+    # A copied folder would count one run twice.
+    if record.get("id") != folder:
+        raise Damaged(f"its id is {record.get('id')!r}, not the name of its folder")
+    if record.get("status") not in ("done", "failed"):
+        raise Damaged(f"unknown status {record.get('status')!r}")
+    if _coordinates(record) is None:
+        raise Damaged("incomplete coordinates")
+    if not _is_method(record.get("method")) or not isinstance(record.get("totals") or {}, dict):
+        raise Damaged("method or totals are not what a record has")
+    for name, value in (record.get("totals") or {}).items():
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise Damaged(f"totals {name} is not a number")
+    expected = record.get("counts_sha256")
+    if expected is not None and expected != counts_sha256(record):
+        raise Damaged("edited by hand (the counts do not match their checksum)")
+    if record["status"] == "done":
+        _check_counts(record)
+
+
+def counts_sha256(record: Mapping[str, Any]) -> str:
+    """The checksum that a record carries of its ``counts`` and ``counts_taskaware``, as hex SHA-256."""
+    pair = [record.get("counts"), record.get("counts_taskaware")]
+    return hashlib.sha256(json.dumps(pair, separators=(",", ":")).encode()).hexdigest()
+
+
+def rows(records: Iterable[Record], stale: Collection[str] = frozenset(), eval_split: str = "test") -> list[Row]:
+    """One row a cell with exactly ``COLUMNS``, sorted by coordinates.
+
+    Args:
+        records: what :func:`read_records` gave.
+        stale: ids of done cells whose code has changed since; their status reads ``stale``.
+        eval_split: the columns cannot tell validation from test, so only cells of one split are in one list.
+            Damaged records whose coordinates are lost stay in.
+    """
+    wanted = (r for r in records if r["coordinates"].get("eval_split", eval_split) == eval_split)
+    return sorted((_row(record, stale) for record in wanted), key=_by_coordinates)
+
+
+def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset()) -> list[Row]:
+    """The rows of every split with what tables and figures need beyond the contract.
+
+    Adds ``id, eval_split, title, method_status, frozen, reason, seconds`` (training alone plus merging) and the values
+    of :func:`bench.metrics.more`. ``frozen`` marks a baseline whose trainer adapts nothing but the heads.
+    """
+    out = []
+    for record in records:
+        method, totals = record.get("method") or {}, record.get("totals") or {}
+        train, merge, trainer = totals.get("train_s_alone"), totals.get("merge_s"), method.get("trainer")
+        out.append(
+            _row(record, stale)
+            | {
+                "id": record["id"],
+                "eval_split": record["coordinates"].get("eval_split"),
+                "title": method.get("title"),
+                "method_status": method.get("status"),
+                "frozen": method.get("status") == "baseline"
+                and isinstance(trainer, dict)
+                and trainer.get("adapt") is False,
+                "reason": record.get("reason"),
+                "seconds": None if train is None or merge is None else train + merge,
+            }
+            | metrics.more(record)
+        )
+    return sorted(out, key=_by_coordinates)
+
+
+def labelled(rows: Iterable[Row]) -> list[Row]:
+    """Copies of the rows with ``label``: the shortest of key, ``key@start`` and variant that is unique in its stream.
+
+    The label ends with the mark of :data:`MARKS` where the method's status has one. A damaged record that has lost its
+    method block takes title, status and ``frozen`` from its repeats, so that no row loses its mark.
+    """
+    rows = [dict(row) for row in rows]
+    for group in grouped(rows, ("method",)).values():
+        whole = next((row for row in group if row["method_status"] is not None), group[0])
+        for row in group:
+            row |= {name: whole[name] for name in ("title", "method_status", "frozen")}
+    for group in grouped(rows, (*BLOCK, "method")).values():
+        variants = {row["variant"]: row["start"] for row in group}
+        starts_differ = len(set(variants.values())) == len(variants)
+        for row in group:
+            if len(variants) == 1:
+                label = row["method"].removeprefix(PLAIN)
+            else:
+                label = f"{row['method']}@{row['start']}" if starts_differ else row["variant"].removeprefix(PLAIN)
+            row["label"] = f"{label}{mark(row)}"
+    return rows
+
+
+def mark(row: Row) -> str:
+    """The dagger of a reconstruction, the ring of an oracle, or nothing."""
+    return MARKS.get(row["method_status"], ("", ""))[0]
+
+
+def footnotes(rows: Iterable[Row]) -> list[str]:
+    """What the marks mean, for those that occur."""
+    used = {row["method_status"] for row in rows}
+    return [f"{sign} {text}" for status, (sign, text) in MARKS.items() if status in used]
+
+
+def matches(selector: str, row: Row) -> bool:
+    """Whether a name in a report file means this row: a method's key, ``key@start``, or the variant.
+
+    As on the command line, plain training need not be spelled.
+    """
+    return selector in (
+        row["method"],
+        f"{row['method']}@{row['start']}",
+        row["variant"],
+        row["variant"].removeprefix(PLAIN),
+    )
+
+
+def stream_title(row: Mapping[str, Any]) -> str:
+    """A stream in words; a split other than the test set is always named."""
+    split = "" if row["eval_split"] == "test" else f", {row['eval_split']} split"
+    return f"{row['dataset']}, T = {row['n_tasks']}, protocol {row['protocol']}{split}"
+
+
+def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some columns, groups in order of first appearance."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def csv_text(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> str:
+    """Comma-separated text with a header; ``None`` is an empty field, numbers are unrounded."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(rows: Iterable[Row], file: Path | TextIO) -> None:
+    """Write the contract's CSV to a path (atomically) or to an open text file such as ``sys.stdout``."""
+    if isinstance(file, Path):
+        write_atomic(file, csv_text(rows))
+    else:
+        file.write(csv_text(rows))
+
+
+def _row(record: Record, stale: Collection[str]) -> Row:
+    coordinates, totals = record["coordinates"], record.get("totals") or {}
+    status = "stale" if record["status"] == "done" and record["id"] in stale else record["status"]
+    row: Row = {name: coordinates.get(name) for name in COORDINATES}
+    row |= {"status": status} | metrics.row(record)
+    return row | {name: totals.get(name) for name in COSTS} | {"digest": record.get("digest")}
+
+
+def _by_coordinates(row: Row) -> tuple[tuple[int, Any], ...]:
+    # None (damaged records) sorts last; integers stay integers, so that 20 tasks come after 5.
+    return tuple((1, "") if row[name] is None else (0, row[name]) for name in COORDINATES)
+
+
+def _coordinates(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The coordinates, ``None`` unless all are there and of their type."""
+    found = record.get("coordinates")
+    if not isinstance(found, dict):
+        return None
+    for name in (*COORDINATES, "eval_split"):
+        value = found.get(name)
+        if type(value) is not (int if name in _INTEGER_COORDINATES else str):
+            return None
+    return found if found["n_tasks"] > 0 else None
+
+
+def _is_method(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name, ""), str) for name in ("title", "status"))
+
+
+def _check_counts(record: Mapping[str, Any]) -> None:
+    triangles: dict[str, Any] = {"counts": record.get("counts")}
+    if record.get("counts_taskaware") is not None:
+        triangles["counts_taskaware"] = record["counts_taskaware"]
+    try:
+        for name, triangle in triangles.items():
+            metrics.check(triangle)
+            if len(triangle) != record["coordinates"]["n_tasks"] or triangle[-1] is None:
+                raise Damaged(f"{name} do not reach the last task")
+        for name in ("before_merge", "before_merge_taskaware"):
+            for i, pair in enumerate(record.get(name) or ()):
+                if pair is not None:
+                    metrics.check_pair(pair, f"{name}, task {i}")
+    except Damaged:
+        raise
+    except (ValueError, TypeError) as error:
+        raise Damaged(str(error)) from error
+
+
+def _damaged(folder: str, raw: Any, reason: str) -> Record:
+    """A stand-in that keeps only what identifies the cell: no number of a damaged record is shown."""
+    raw = raw if isinstance(raw, dict) else {}
+    method = raw.get("method")
+    return {
+        "id": folder,
+        "status": "damaged",
+        "reason": reason,
+        "coordinates": _coordinates(raw) or {},
+        "method": method if _is_method(method) else {},
+    }

@@ -1,0 +1,94 @@
+"""Files that are either whole or not there: atomic writes, and artifacts kept under the hash of what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write to a temporary name in the same folder, then rename: a reader never sees half a file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp's 0600 would hide results from the others on a shared disk
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def key_of(*parts: Any) -> str:
+    """A 128-bit hex key of JSON-able parts: the name under which their artifact is kept."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+class Store:
+    """Artifacts (trained tasks, Fisher diagonals) by content key, as safetensors files with a JSON header.
+
+    ``enabled=False`` (``--no-cache``) never reads and never writes: everything is computed anew.
+    """
+
+    def __init__(self, root: Path, enabled: bool = True) -> None:
+        self.root, self.enabled = root, enabled
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where the artifact lies, whether or not it is there."""
+        return self.root / kind / key[:2] / f"{key}.safetensors"
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the artifact is there (torch-free: the planner asks)."""
+        return self.enabled and self.path(kind, key).exists()
+
+    def load(self, kind: str, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Tensors and header, or None where the artifact is missing or damaged (it is then made again)."""
+        if not self.has(kind, key):
+            return None
+        return load_tensors(self.path(kind, key))
+
+    def save(self, kind: str, key: str, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        """Keep an artifact."""
+        if self.enabled:
+            save_tensors(self.path(kind, key), tensors, header)
+
+    def remove(self, kind: str, key: str) -> None:
+        """Drop an artifact that nothing else will ask for."""
+        self.path(kind, key).unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    """Write named tensors and a JSON header, atomically."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, temporary, metadata={"clmerge": json.dumps(header)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Read what :func:`save_tensors` wrote; None where the file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["clmerge"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,113 @@
+"""A dataset cut into T tasks: which classes come when, and which images train, validate and test each task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bench.data.dataset import Dataset
+from bench.seeds import numpy_rng
+
+
+def class_order(classes: int, seed: int) -> list[int]:
+    """The classes in the order in which they arrive: ``numpy.random.RandomState(seed).permutation``, as most of the
+    field's code has it.
+    """
+    return [int(c) for c in np.random.RandomState(seed).permutation(classes)]  # noqa: NPY002
+
+
+def boundaries(classes: int, n_tasks: int) -> list[range]:
+    """Head columns of each task: floor(classes * i / T) boundaries, so that no class is dropped where T does not
+    divide the class count.
+    """
+    edges = [classes * i // n_tasks for i in range(n_tasks + 1)]
+    return [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task of a stream."""
+
+    t: int  #: 1 for the first
+    classes: tuple[int, ...]  #: the dataset's labels, in head column order
+    columns: range  #: this task's columns among all classes of the stream
+    train: torch.Tensor  #: (n,) indices into ``Stream.train_images``
+    val: torch.Tensor  #: (v,) indices into ``Stream.train_images``: the validation part
+    test: torch.Tensor  #: (m,) indices into ``Stream.test_images``
+    content: str  #: what seeds of this task are derived from
+
+
+class Stream:
+    """All tasks of one (dataset, T, class order), with the images on the device.
+
+    Columns are class positions in stream order: column c belongs to the c-th class to arrive. ``eval_split="val"``
+    holds the validation part out of training and evaluates on it; the test images are then not even loaded.
+
+    Attributes:
+        train_images, test_images: uint8 (N, C, H, W) on the device.
+        train_columns, test_columns: int64 (N,): the true column of every image.
+        tasks: the T tasks.
+        digest: of the dataset's arrays.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        n_tasks: int,
+        class_order_seed: int,
+        eval_split: str = "test",
+        val_fraction: float = 0.1,
+        device: str = "cpu",
+    ) -> None:
+        classes = len(dataset.class_names)
+        order = class_order(classes, class_order_seed)
+        column_of = np.empty(classes, dtype=np.int64)
+        column_of[order] = np.arange(classes)
+        train_columns = column_of[dataset.train_labels]
+        is_val = _validation_part(np.asarray(dataset.train_labels), classes, val_fraction)
+        held_out = eval_split == "val"
+
+        self.digest = dataset.digest
+        self.class_order = order
+        self.train_images = _on(device, dataset.train_images)
+        self.train_columns = _on(device, train_columns)
+        if held_out:
+            self.test_images, self.test_columns, test_columns = self.train_images, self.train_columns, train_columns
+        else:
+            test_columns = column_of[dataset.test_labels]
+            self.test_images, self.test_columns = _on(device, dataset.test_images), _on(device, test_columns)
+        self.tasks = []
+        for t, columns in enumerate(boundaries(classes, n_tasks), 1):
+            mine = np.isin(train_columns, columns)
+            tested = np.isin(test_columns, columns)
+            task = TaskData(
+                t=t,
+                classes=tuple(order[c] for c in columns),
+                columns=columns,
+                train=_on(device, np.flatnonzero(mine & ~is_val if held_out else mine)),
+                val=_on(device, np.flatnonzero(mine & is_val)),
+                test=_on(device, np.flatnonzero(tested & is_val if held_out else tested)),
+                content=content_of(dataset.key, [order[c] for c in columns]),
+            )
+            self.tasks.append(task)
+
+
+def content_of(dataset: str, classes: list[int]) -> str:
+    """What a task's random streams are named after: its dataset and classes, not its place in the stream."""
+    return f"{dataset}:{','.join(map(str, classes))}"
+
+
+def _validation_part(labels: np.ndarray, classes: int, fraction: float) -> np.ndarray:
+    """(N,) bool: a stratified part of each class, the same for every class order and run."""
+    part = np.zeros(len(labels), dtype=bool)
+    for c in range(classes):
+        index = np.flatnonzero(labels == c)
+        count = max(1, round(fraction * len(index)))
+        part[numpy_rng("validation", c, len(index)).permutation(index)[:count]] = True
+    return part
+
+
+def _on(device: str, array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(array)).to(device)

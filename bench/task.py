@@ -1,0 +1,215 @@
+"""The Task that a rule sees, twice: live in a run, and recorded from tensors (references, checkpoints from elsewhere)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.backbone import Backbone
+from bench.config import ProtocolConfig
+from bench.errors import UserError
+from bench.heads import Head, concatenate, new_head
+from bench.method import Rule
+from bench.registry import code_of_modules
+from bench.seeds import numpy_rng, torch_rng
+from bench.statistics import balanced_sample, diagonal_fisher
+from bench.store import Store, key_of
+from bench.stream import Stream, TaskData
+from bench.weights import Weights
+
+_GRANTS = {
+    "none": set[str](),
+    "unlabelled": {"images"},
+    "labelled": {"images", "labels"},
+    "oracle": {"images", "labels", "validation"},
+}
+
+
+@dataclass
+class LiveTask:
+    """Task t of a run. ``data`` is what the plugin declared that it reads; more is refused."""
+
+    data: str
+    stream: Stream
+    current: TaskData
+    backbone: Backbone
+    protocol: ProtocolConfig
+    heads: Sequence[Head]  #: of tasks 1..t
+    run_seed: int
+    store: Store
+    pretrained: Weights
+    start: Weights
+    served: Weights
+    trained: Weights
+    recorded: dict[str, list[Weights]]
+    scalars: dict[str, float] = field(default_factory=dict)
+    #: of statistics: what they cost alone, and what was spent now that some lay in the store
+    seconds: dict[str, float] = field(default_factory=lambda: {"statistics": 0.0, "spent": 0.0})
+
+    @property
+    def t(self) -> int:
+        """1 for the first task."""
+        return self.current.t
+
+    def _need(self, what: str) -> None:
+        if what not in _GRANTS[self.data]:
+            raise PermissionError(f"a plugin that declares data={self.data!r} may not read {what} of the current task")
+
+    def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
+        """Diagonal Fisher (P,) of the current head's loss at ``at`` (default theta*_t), kept in the store."""
+        self._need("labels" if kind == "empirical" else "images")
+        began = time.perf_counter()
+        at = at or self.trained
+        head, count = self.heads[-1], self.protocol.fisher_samples
+        place = [self.current.content, len(self.current.train), kind, count, self.run_seed, self.protocol.train.temperature]
+        bits = Weights.of({"w": head.weight, "b": head.bias}).digest()
+        key = key_of("fisher", at.digest(), bits, place, code_of_modules("statistics.py"))
+        kept = self.store.load("fisher", key)
+        if kept is None:
+            rng = torch_rng("fisher", self.run_seed, self.current.content)
+            index = balanced_sample(self.current.train, self.stream.train_columns, count, rng)
+            x, y = self.stream.train_images[index], self.stream.train_columns[index] - self.current.columns.start
+            found = diagonal_fisher(self.backbone, at, head, x, y, kind, self.protocol.train.temperature)
+            alone = time.perf_counter() - began
+            header = {"kind": kind, "samples": len(index), "seconds": alone}
+            self.store.save("fisher", key, {"fisher": found.vector}, header)
+        else:
+            found, alone = Weights(kept[0]["fisher"].to(at.vector), at.layout), kept[1]["seconds"]
+        self.seconds["statistics"] += alone
+        self.seconds["spent"] += time.perf_counter() - began
+        return found
+
+    def batches(self, size: int, steps: int, labelled: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """``steps`` batches of training images (b, C, H, W) and, if labelled, columns within the current head (b,)."""
+        self._need("labels" if labelled else "images")
+        index, done, epoch = self.current.train, 0, 0
+        while done < steps:
+            rng = torch_rng("merge batches", self.run_seed, self.current.content, epoch)
+            order = torch.randperm(len(index), generator=rng).to(index.device)
+            # Whole batches only: batch noise inflates gradient norms, so all batches of a rule have one size.
+            for part in index[order].split(min(size, len(index))):
+                if len(part) == min(size, len(index)) and done < steps:
+                    y = self.stream.train_columns[part] - self.current.columns.start if labelled else None
+                    yield self.stream.train_images[part], y
+                    done += 1
+            epoch += 1
+
+    def logits(self, weights: Weights, x: Tensor, heads: str = "current") -> Tensor:
+        """Logits (b, classes) of images under ``weights``; differentiable in them."""
+        features = self.backbone.features(weights, x)
+        if heads == "current":
+            return self.heads[-1](features)
+        if heads == "old":
+            return concatenate(self.heads[:-1])(features)
+        if heads == "seen":
+            return concatenate(self.heads)(features)
+        if heads == "fresh":
+            content, std = self.current.content, self.protocol.head.init_std
+            head = new_head(
+                len(self.current.columns), self.backbone.dim, std, self.backbone.device, "fresh", self.run_seed, content
+            )
+            return head(features)
+        raise ValueError(f"unknown heads {heads!r}; known: current, old, seen, fresh")
+
+    def accuracy(self, weights: Weights) -> float:
+        """Fraction right among all classes seen, on the validation images of all tasks seen."""
+        self._need("validation")
+        with torch.inference_mode():
+            index = torch.cat([task.val for task in self.stream.tasks[: self.t]])
+            head = concatenate(self.heads)
+            hits = sum(
+                int((head(self.backbone.features(weights, self.stream.train_images[part])).argmax(1) == self.stream.train_columns[part]).sum())
+                for part in index.split(self.protocol.eval_batch)
+            )
+        return hits / len(index)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A random stream of this (run, task, purpose)."""
+        return numpy_rng("rule", self.run_seed, self.current.content, purpose)
+
+    def log(self, **scalars: float) -> None:
+        """Keep numbers of this merge in the record."""
+        self.scalars |= {name: float(value) for name, value in scalars.items()}
+
+
+@dataclass
+class RecordedTask:
+    """Task t from tensors alone: no images, no heads."""
+
+    t: int
+    pretrained: Weights
+    start: Weights
+    served: Weights
+    trained: Weights
+    recorded: dict[str, list[Weights]] = field(default_factory=dict)
+    fishers: dict[str, Weights] = field(default_factory=dict)  #: by kind, at theta*_t
+    seed: int = 0
+    scalars: dict[str, float] = field(default_factory=dict)
+
+    def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
+        """The recorded Fisher of that kind.
+
+        Raises:
+            UserError: none was given, or one at other weights than theta*_t is asked for.
+        """
+        if kind not in self.fishers or at is not None:
+            raise UserError(f"task {self.t}: the rule needs a Fisher ({kind}{' at other weights' if at else ''}); give it one")
+        return self.fishers[kind]
+
+    def _no_images(self) -> UserError:
+        return UserError(f"task {self.t}: the rule reads images, which recorded weights do not have")
+
+    def batches(self, size: int, steps: int, labelled: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Refused: there are no images."""
+        raise self._no_images()
+
+    def logits(self, weights: Weights, x: Tensor, heads: str = "current") -> Tensor:
+        """Refused: there are no heads."""
+        raise self._no_images()
+
+    def accuracy(self, weights: Weights) -> float:
+        """Refused: there are no images."""
+        raise self._no_images()
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A random stream of this (seed, task, purpose)."""
+        return numpy_rng("rule", self.seed, self.t, purpose)
+
+    def log(self, **scalars: float) -> None:
+        """Keep numbers of this merge."""
+        self.scalars |= {name: float(value) for name, value in scalars.items()}
+
+
+def merge_recorded(
+    rule: Rule,
+    pretrained: Weights,
+    trained: Sequence[Weights],
+    fishers: Sequence[Weights] | None = None,
+    scalars: list[dict[str, float]] | None = None,
+) -> list[Weights]:
+    """theta_hat_1..theta_hat_T of a rule over recorded theta*_1..theta*_T, through the ``merge`` that a run uses.
+
+    Args:
+        rule: fresh; its state is begun here.
+        pretrained: theta_0.
+        trained: theta*_t in order.
+        fishers: empirical Fisher at each theta*_t, where the rule needs it.
+        scalars: filled with what the rule logs, one dict a task.
+    """
+    rule.begin(pretrained)
+    served, out = pretrained, []
+    for t, theta in enumerate(trained, 1):
+        task = RecordedTask(t, pretrained, pretrained, served, theta)
+        if fishers is not None:
+            task.fishers["empirical"] = fishers[t - 1]
+        served = rule.merge(task)
+        out.append(served)
+        if scalars is not None:
+            scalars.append(task.scalars)
+    return out
+

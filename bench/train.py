@@ -1,0 +1,141 @@
+"""THE training loop: one task, any trainer, any adapter."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bench.backbone import Backbone, Frozen
+from bench.config import ProtocolConfig, TrainConfig
+from bench.heads import Head, concatenate, new_head
+from bench.method import Trainer
+from bench.seeds import derive, numpy_rng, torch_rng
+from bench.stream import Stream, TaskData
+from bench.weights import Weights
+
+ONSET = (0, 10, 50)  #: optimiser steps before which loss and gradient norm are recorded
+
+
+@dataclass
+class Learnt:
+    """What training a task leaves behind."""
+
+    weights: Weights  #: theta*_t
+    heads: list[Head]  #: of the tasks trained on
+    steps: int
+    seconds: float
+    onset: dict[str, dict[str, float]]  #: {"loss" | "grad_norm": {"0": .., "10": .., "50": ..}}
+    recorded: dict[str, list[Weights]] = field(default_factory=dict)  #: by-products on the CPU, oldest first
+
+
+def train(
+    backbone: Backbone,
+    stream: Stream,
+    tasks: Sequence[TaskData],
+    trainer: Trainer,
+    start: Weights,
+    protocol: ProtocolConfig,
+    run_seed: int,
+    record: Sequence[str] = (),
+) -> Learnt:
+    """Train the adapter and the heads of ``tasks`` (the current one; all seen for a joint reference) from ``start``.
+
+    Raises:
+        FloatingPointError: training diverged.
+    """
+    began = time.perf_counter()
+    config, device, content = protocol.train, backbone.device, "+".join(task.content for task in tasks)
+    # A fixed A is one draw for the whole run, a trained one is drawn anew for each task.
+    draw = derive("lora", run_seed, *([content] if "A" in trainer.factors else []))
+    adapter = backbone.adapter(start, trainer.factors, draw) if trainer.adapt else Frozen(start)
+    head = concatenate(
+        [new_head(len(t.columns), backbone.dim, protocol.head.init_std, device, run_seed, t.content) for t in tasks]
+    )
+    head.weight.requires_grad_()
+    head.bias.requires_grad_()
+    groups = [{"params": [head.weight, head.bias], "lr": config.head_lr}]
+    if adapter.parameters:
+        groups.append({"params": adapter.parameters, "lr": config.lr})
+    optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    index = torch.cat([task.train for task in tasks])
+    labels = stream.train_columns - tasks[0].columns.start
+    foreign = _other_tasks_columns(tasks, device) if trainer.softmax == "own" else None
+    total = config.epochs * math.ceil(len(index) / config.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(config, step, total))
+    snapshot_at = _snapshot_steps(record, total)
+    rng = numpy_rng("trainer", run_seed, content)
+    onset: dict[str, dict[str, float]] = {"loss": {}, "grad_norm": {}}
+    snapshots: list[Weights] = []
+
+    for step, batch in enumerate(_batches(index, config, run_seed, content)):
+        x, y = stream.train_images[batch], labels[batch]
+        theta = adapter.weights()
+        point = trainer.weights(theta, start, rng)
+        if step in ONSET and adapter.parameters:
+            point = point.map(lambda v: v.view_as(v))  # a node of its own: its gradient is the loss's, not the penalty's
+            point.vector.retain_grad()
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
+            features = backbone.features(point, x)
+        logits = head(features) / config.temperature
+        if foreign is not None:
+            logits = logits.masked_fill(foreign[y], -math.inf)
+        task_loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        loss = task_loss + trainer.penalty(theta)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if step in ONSET:
+            onset["loss"][str(step)] = float(task_loss.detach())
+            if adapter.parameters:
+                onset["grad_norm"][str(step)] = float(point.vector.grad.norm())  # type: ignore[union-attr]
+        optimiser.step()
+        schedule.step()
+        if step + 1 in snapshot_at:
+            snapshots.append(adapter.weights().detach().to("cpu"))
+
+    weights = adapter.weights().detach()
+    if not bool(torch.isfinite(weights.vector).all() & torch.isfinite(head.weight).all()):
+        raise FloatingPointError(f"training of task {tasks[-1].t} diverged; lower train.lr or train.head_lr")
+    splits = [len(task.columns) for task in tasks]
+    heads = [Head(w, b) for w, b in zip(head.weight.detach().split(splits), head.bias.detach().split(splits), strict=True)]
+    recorded = {"snapshots": snapshots} if snapshot_at else {}
+    return Learnt(weights, heads, total, time.perf_counter() - began, onset, recorded)
+
+
+def _batches(index: Tensor, config: TrainConfig, run_seed: int, content: str) -> Iterator[Tensor]:
+    """Image indices (b,): each epoch a permutation that depends on run, task and epoch alone; the rest is not dropped."""
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(index), generator=torch_rng("batches", run_seed, content, epoch))
+        yield from index[order.to(index.device)].split(config.batch)
+
+
+def _rate(config: TrainConfig, step: int, total: int) -> float:
+    """Factor on the learning rate before this step: linear warm-up, then constant or cosine to zero."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _snapshot_steps(record: Sequence[str], total: int) -> set[int]:
+    """Steps after which to keep a copy: "snapshots:K" means round(k N / K) for k = 1..K."""
+    steps: set[int] = set()
+    for wish in record:
+        kind, _, count = wish.partition(":")
+        if kind != "snapshots":
+            raise ValueError(f"unknown by-product {wish!r}; known: snapshots:K")
+        steps |= {max(1, round(k * total / int(count))) for k in range(1, int(count) + 1)}
+    return steps
+
+
+def _other_tasks_columns(tasks: Sequence[TaskData], device: str) -> Tensor:
+    """(classes, classes) bool: for a sample of class y, which columns belong to another task than y's."""
+    owner = torch.cat([torch.full((len(task.columns),), task.t) for task in tasks])
+    return (owner[:, None] != owner[None, :]).to(device)

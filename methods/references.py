@@ -1,0 +1,48 @@
+"""References: what is possible with less (a frozen backbone) and with more (all data, or the true task) than allowed.
+
+* `linear_probe`: theta_hat_t = theta_0; only heads are trained, with the budget that every method's heads have.
+* `joint`: one training on the union of all tasks from theta_0, all heads under one softmax; as many epochs as a task.
+* `joint_local`: the same data, but each sample's cross-entropy over its own task's classes, heads concatenated: the
+  ceiling of anything that keeps per-task heads. The gap to `joint` is confusion between heads, not forgetting.
+* `experts`: task i is answered by theta*_i and its own head, the true task given: the normaliser of the merging literature.
+"""
+
+from bench.method import Rule, Task, Trainer, Weights, method, rule, trainer
+
+
+@trainer("frozen")
+class Frozen(Trainer):
+    """Heads only."""
+
+    adapt = False
+
+
+@trainer("joint")
+class Joint(Trainer):
+    """All tasks at once, one softmax over all classes."""
+
+    data = "seen"
+
+
+@trainer("joint_local")
+class JointLocal(Trainer):
+    """All tasks at once, each sample's softmax over its own task's classes."""
+
+    data, softmax = "seen", "own"
+
+
+@rule("experts")
+class Experts(Rule):
+    """Each task served by its own weights; the true task is given."""
+
+    experts = True
+
+    def merge(self, task: Task) -> Weights:
+        """The newest expert."""
+        return task.trained
+
+
+method("linear_probe", "frozen+last@pretrained", title="Frozen backbone", status="baseline", about="heads only")
+method("joint", "joint+last@pretrained", title="Joint", status="oracle", about="all data at once")
+method("joint_local", "joint_local+last@pretrained", title="Joint, local softmax", status="oracle", about="all data")
+method("experts", "plain+experts@pretrained", title="Experts, task given", status="oracle", about="one model a task")
