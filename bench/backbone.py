@@ -66,8 +66,6 @@ class Backbone:
         for part in module.modules():
             if isinstance(getattr(part, "qkv", None), nn.Linear):
                 part.qkv = SplitQKV(part.qkv)
-            if hasattr(part, "fused_attn"):
-                part.fused_attn = config.fused_attention
         self.module: nn.Module = module.eval().requires_grad_(False).to(device)
         self.config, self.device, self.dim = protocol, device, int(module.num_features)
         self._mean = torch.tensor(image.mean, device=device).view(-1, 1, 1)

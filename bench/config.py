@@ -31,7 +31,6 @@ class BackboneConfig(Section):
     options: dict[str, Any] = {}  #: keyword arguments of ``timm.create_model``
     weights: str | None = None  #: safetensors file beside the protocol, or an absolute path; None: random
     sha256: str | None = None  #: of that file, checked before it is read
-    fused_attention: bool = True  #: timm's fused attention kernel
 
 
 class AdapterConfig(Section):
@@ -76,7 +75,7 @@ class ProtocolConfig(Section):
     train: TrainConfig
     head: HeadConfig = HeadConfig()
     fisher_samples: int = pydantic.Field(2048, ge=1)  #: per task, class-balanced
-    eval_batch: int = pydantic.Field(500, ge=1)
+    eval_batch: int = pydantic.Field(250, ge=1)
     val_fraction: float = pydantic.Field(0.1, gt=0, lt=1)
     threads: int = pydantic.Field(1, ge=1)  #: per process; part of the identity, since it changes bits
     tuned: dict[str, dict[str, Any]] = {}  #: option values by plugin key, chosen on validation data

@@ -74,6 +74,7 @@ class Plugin:
     """Base of trainers and rules: every subclass is a keyword-only dataclass of options and state."""
 
     key: ClassVar[str] = ""
+    reconstruction: ClassVar[bool] = False  #: not the authors' method: marked wherever a number of it appears
     at_start: ClassVar[dict[str, dict[str, Any]]] = {}  #: option defaults that hold at one start only
 
     def __init_subclass__(cls) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def check(record: Any, folder: str) -> None:
     if not _is_method(record.get("method")) or not isinstance(record.get("totals") or {}, dict):
         raise Damaged("method or totals are not what a record has")
     for name, value in (record.get("totals") or {}).items():
-        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise Damaged(f"totals {name} is not a number")
     expected = record.get("counts_sha256")
     if expected is not None and expected != counts_sha256(record):

@@ -63,8 +63,12 @@ class Method:
 
     @property
     def status(self) -> str:
-        """Registry status; an unnamed combination is a variant."""
-        return self.named.status if self.named else "variant"
+        """Registry status; an unnamed combination is a variant unless a part of it makes it something more."""
+        if self.named:
+            return self.named.status
+        if self.trainer.data == "seen" or self.rule.data == "oracle" or self.rule.experts:
+            return "oracle"
+        return "reconstruction" if self.trainer.reconstruction or self.rule.reconstruction else "variant"
 
     def build(self) -> tuple[Trainer, Rule]:
         """Fresh instances for one run."""

@@ -22,7 +22,8 @@ from bench.heads import Head
 from bench.weights import Weights
 
 KINDS = ("empirical", "exact")
-CHUNK_ENTRIES = 2**25  #: per-sample gradients held at once, in numbers: 128 MB
+PASS_IMAGES = 256  #: images a forward and backward pass
+HELD = 2**19  #: per-sample gradient entries held at once, in numbers (2 MB: they are made, squared and summed in cache)
 
 
 def balanced_sample(index: Tensor, columns: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -64,9 +65,8 @@ def diagonal_fisher(
         if isinstance(owner, nn.Linear):
             linears[name] = owner
     others = [n for n in shapes if n not in linears]
-    largest = max(weights.layout.sizes) if linears else 1
-    held = max(largest, sum(s for n, s in zip(shapes, weights.layout.sizes, strict=True) if n in others))
-    chunk = max(1, CHUNK_ENTRIES // held)
+    vmapped = sum(size for name, size in zip(shapes, weights.layout.sizes, strict=True) if name in others)
+    chunk = max(1, min(PASS_IMAGES, 64 * HELD // max(1, vmapped)))
     total = {name: torch.zeros(shape, device=weights.vector.device) for name, shape in shapes.items()}
 
     def log_likelihood(features: Tensor, target: Tensor) -> Tensor:
@@ -121,8 +121,14 @@ def _linear_squares(
     for (module, (inputs, _)), g in zip(seen.items(), gradients, strict=True):
         g, a = g.flatten(1, -2) if g.dim() > 2 else g[:, None], inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
         for name in (n for n, m in linears.items() if m is module):
-            per_sample = g.sum(1) if name.endswith(".bias") else torch.einsum("bto,bti->boi", g, a)
-            squares[name] = torch.einsum("b...,b->...", per_sample.square(), w)
+            if name.endswith(".bias"):
+                squares[name] = w @ g.sum(1).square()
+                continue
+            part = max(1, HELD // (g.shape[-1] * a.shape[-1]))
+            squares[name] = sum(
+                (w_ @ torch.einsum("bto,bti->boi", g_, a_).square_().flatten(1)).view(g.shape[-1], a.shape[-1])
+                for g_, a_, w_ in zip(g.split(part), a.split(part), w.split(part), strict=True)
+            )
     return squares
 
 

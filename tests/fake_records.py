@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.report.frame import counts_sha256
+from bench.record import counts_sha256
 
 TASK_TEST_IMAGES = 400
 

@@ -11,8 +11,9 @@ from pydantic import field_validator
 
 from bench.config import Section, read_yaml
 from bench.errors import UserError, unknown
+from bench.record import read_records
 from bench.report import contrasts, tables
-from bench.report.frame import Row, detailed_rows, labelled, read_records
+from bench.report.frame import Row, detailed_rows, labelled
 from bench.store import write_atomic
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.errors import UserError
-from bench.report.frame import COLUMNS, COORDINATES, Row
+from bench.record import COORDINATES
+from bench.report.frame import COLUMNS, Row
 
 TOLERANCE = 3.0
 CONFIDENCE = 0.99

@@ -1,0 +1,392 @@
+"""The command line. It checks everything first, prints what it will do, and imports torch and Ray only to do it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from bench import __version__
+from bench.config import SuiteConfig, check, load_suite
+from bench.errors import UserError
+from bench.registry import ROOT, Registry, plugin_places
+
+Command = Callable[..., None]
+
+
+class _Group(click.Group):
+    """Commands in the order in which a person meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In order of definition."""
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="clmerge")
+def cli() -> None:
+    """Compare continual-learning-by-merging methods on one grid, under one protocol.
+
+    \b
+    Examples:
+      clmerge run                                           the embedded default grid
+      clmerge plan --datasets glyphs_xor --methods "pm average@merged" --seeds 5
+      clmerge run  --datasets glyphs --tasks 5,10 --methods "pm pm:eps=0.3 perturb+average@previous"
+      clmerge list methods
+      clmerge results --csv results.csv
+      clmerge report
+    """
+
+
+def common(function: Command) -> Command:
+    """The options that mean the same on every command, and one line instead of a traceback for a user's mistake."""
+
+    @click.option("--results", type=click.Path(path_type=Path), envvar="CLMERGE_RESULTS", default=Path("results"), show_default=True, help="Folder of records and cache.")
+    @click.option("--data", type=click.Path(path_type=Path), envvar="CLMERGE_DATA", default=Path("data"), show_default=True, help="Folder of datasets.")
+    @click.option("--plugins", type=click.Path(path_type=Path), multiple=True, help="More plugin folders or files (also CLMERGE_PLUGINS).")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @click.option("--quiet", is_flag=True, help="Print results only.")
+    @functools.wraps(function)
+    def wrapped(results: Path, data: Path, plugins: tuple[Path, ...], debug: bool, **options: Any) -> None:
+        try:
+            function(results=results.expanduser().resolve(), data=data.expanduser().resolve(), plugins=plugins, **options)
+        except UserError as error:
+            if debug:
+                raise
+            click.echo(f"clmerge: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if debug:
+                raise
+            click.echo(f"clmerge: {error.filename or 'file'}: {error.strerror or error}", err=True)
+            sys.exit(2)
+
+    return wrapped  # type: ignore[no-any-return]
+
+
+def grid(function: Command) -> Command:
+    """The options that say what the grid is."""
+
+    @click.option("--suite", default="embedded", show_default=True, help="A grid from suites/, or a YAML file; the options below override it.")
+    @click.option("--datasets", help="Keys or YAML files; 'all': every dataset whose data is on this machine.")
+    @click.option("--tasks", help="Task counts, e.g. 5,10.")
+    @click.option("--methods", help="Names or spellings [trainer+]rule[@start][:field=value,...].")
+    @click.option("--start", help="pretrained, previous, merged: for every method that has the choice.")
+    @click.option("--seeds", help="Repeats: a count (3), a list (0,1,7) or a span (3-12).")
+    @click.option("--class-order-seed", type=click.IntRange(0), help="Pin the class order; repeats vary the run seed.")
+    @click.option("--run-seed", type=click.IntRange(0), help="Pin the run seed; repeats vary the class order.")
+    @click.option("--protocol", help="A preset or a YAML file.")
+    @click.option("--protocol-set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one field, e.g. train.epochs=4.")
+    @click.option("--eval-split", type=click.Choice(["test", "val"]), help="val: train on 90 %, evaluate on the rest.")
+    @click.option("--rerun", type=click.Choice(["stale", "done"]), multiple=True, help="Run these again although they have a record.")
+    @click.option("--shard", metavar="K/N", help="Only the K-th of N parts of the trials (job arrays).")
+    @click.option("--cache/--no-cache", "use_cache", default=True, help="Share trainings and statistics between cells.")
+    @functools.wraps(function)
+    def wrapped(**options: Any) -> None:
+        function(**options)
+
+    return wrapped  # type: ignore[no-any-return]
+
+
+def _asked(options: dict[str, Any]) -> tuple[SuiteConfig, dict[str, Any]]:
+    """The suite with the command line's overrides, and the protocol's overrides."""
+    suite = load_suite(options["suite"])
+    changes: dict[str, Any] = {}
+    for name in ("datasets", "tasks", "methods", "start"):
+        if options[name] is not None:
+            # A comma separates words unless it continues a method's options: ties:density=0.1,lam=1
+            words = [w for w in re.split(r"\s+|,(?![\w.]+=)", options[name]) if w]
+            if not words:
+                raise UserError(f"--{name}: empty; leave it out for the suite's own")
+            changes[name] = words
+    for name in ("seeds", "protocol", "eval_split"):
+        if options[name] is not None:
+            changes[name] = options[name]
+    overrides: dict[str, Any] = {}
+    for setting in options["settings"]:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--protocol-set: {setting!r} is not KEY=VALUE")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--protocol-set: {setting!r}: the value is not valid YAML") from None
+    return check({**suite.model_dump(), **changes}, SuiteConfig, "command line"), overrides
+
+
+def _planned(results: Path, data: Path, plugins: tuple[Path, ...], options: dict[str, Any]) -> tuple[Any, Any, SuiteConfig]:
+    """The plan of the grid that is asked for, the store, and the suite."""
+    from bench.plan import expand, make_plan
+    from bench.store import Store
+
+    suite, overrides = _asked(options)
+    registry = Registry.load(plugins)
+    folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
+    cells, blocked = expand(
+        suite, registry, data, folders, overrides, options["class_order_seed"], options["run_seed"]
+    )
+    store = Store(results / "cache", options["use_cache"])
+    return make_plan(cells, blocked, results, store, options["rerun"]), store, suite
+
+
+def _shard(text: str | None, trials: list[Any]) -> list[Any]:
+    if text is None:
+        return trials
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard: {text!r} is not K/N with 1 <= K <= N, for example 2/8")
+    return trials[int(match[1]) - 1 :: int(match[2])]
+
+
+@cli.command()
+@grid
+@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True, help="Ray Tune, or in this process.")
+@click.option("--workers", type=click.IntRange(1), help="Processes at once; default: what fits the machine.")
+@click.option("--gpus-per-run", type=click.FloatRange(0, min_open=True), help="GPUs a process, may be a fraction; default 1 where there are GPUs.")
+@common
+def run(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, executor: str, workers: int | None,
+    gpus_per_run: float | None, **options: Any,
+) -> None:  # fmt: skip
+    """Run what of the grid has no record yet, then print the table.
+
+    \b
+    clmerge run --datasets glyphs_xor --tasks 5,10 --methods "pm average@merged" --seeds 5
+    clmerge run --suite smoke --executor local
+    """
+    from bench.plan import describe, pack, preflight
+    from bench.schedule import Execution, Interrupted, execute, slots
+
+    plan, store, suite = _planned(results, data, plugins, options)
+    execution = Execution(
+        results, data, tuple(plugin_places(plugins)[1:]), executor, options["use_cache"], gpus_per_run, workers, quiet  # type: ignore[arg-type]
+    )
+    threads = max(cell.protocol.threads for cell in plan.cells)
+    processes = slots(execution, threads)
+    trials = _shard(options["shard"], pack(plan.to_run, processes))
+    if not quiet:
+        click.echo(describe(plan, suite, results, processes))
+    failed: dict[str, str] = {}
+    if trials:
+        preflight(plan, results)
+        try:
+            failed = execute(trials, execution, threads).failed
+        except Interrupted as stop:
+            click.echo(f"\nInterrupted: {stop}. The same command goes on where it stopped.", err=True)
+            sys.exit(130)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
+            sys.exit(130)
+    _print_table(results, {cell.id for cell in plan.cells}, suite, quiet)
+    if not quiet:
+        click.echo(f"records: {results / 'runs'}\nreport:  clmerge report writes Markdown, LaTeX, CSV and figures")
+    if failed:
+        click.echo(f"{len(failed)} of {len(plan.cells)} cells failed; the same command tries them again", err=True)
+        sys.exit(1)
+
+
+def _report_yaml(suite: SuiteConfig) -> Path | None:
+    """The report of the suite's protocol, where there is one."""
+    file = ROOT / "reports" / f"{suite.protocol}.yaml"
+    return file if file.is_file() else None
+
+
+def _print_table(results: Path, ids: set[str], suite: SuiteConfig, quiet: bool) -> None:
+    from rich.console import Console
+
+    from bench.report import build_report
+
+    report = build_report(results, _report_yaml(suite), stale_ids(results), only=ids)
+    # A pipe has no width: print wide rather than cut columns off.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(report.terminal(contrasts=not quiet))
+
+
+def stale_ids(results: Path, plugins: tuple[Path, ...] = ()) -> set[str]:
+    """Ids of records whose code, as it is now, differs (a plugin that is gone counts as changed)."""
+    from bench.plan import cell_of
+    from bench.record import read_records
+
+    registry = Registry.load(plugins)
+    folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
+    stale = set()
+    for record in read_records(results):
+        if record["status"] == "done":
+            try:
+                current = cell_of(record["request"], registry, folders).code()
+            except (UserError, KeyError):
+                current = {}
+            if record["code"] != current:
+                stale.add(record["id"])
+    return stale
+
+
+@cli.command()
+@grid
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@common
+def plan(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, as_json: bool, **options: Any) -> None:
+    """Say what a run would do, without doing it."""
+    from bench.plan import describe
+
+    planned, _, suite = _planned(results, data, plugins, options)
+    if as_json:
+        click.echo(json.dumps(planned.as_json(), indent=1))
+    else:
+        click.echo(describe(planned, suite, results, None))
+        for cell in planned.to_run if not quiet else []:
+            click.echo(f"  {cell.id}")
+
+
+@cli.command(name="list")
+@click.argument("what", type=click.Choice(["methods", "trainers", "rules", "datasets", "protocols", "suites"]))
+@click.option("--protocol", default="embedded", show_default=True, help="Whose tuned values methods are shown with.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@common
+def list_(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, what: str, protocol: str, as_json: bool) -> None:
+    """List methods, trainers, rules, datasets, protocols or suites."""
+    from bench.listing import listing
+
+    rows = listing(what, protocol, data, plugins)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    columns = {c: None for row in rows for c in row if c not in ("parameters", "trainer", "rule", "about_long")}
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    return "" if value is None else str(value)
+
+
+@cli.command()
+@click.option("--csv", "csv_file", metavar="FILE", help="Write one row a cell; - for standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--eval-split", type=click.Choice(["test", "val"]), default="test", show_default=True)
+@common
+def results(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, csv_file: str | None, as_json: bool, eval_split: str
+) -> None:
+    """Print one row a cell: coordinates, metrics (percent, unrounded), costs."""
+    from bench.record import read_records
+    from bench.report.frame import csv_text, rows, write_csv
+
+    found = rows(read_records(results), stale_ids(results, plugins), eval_split)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    elif csv_file and csv_file != "-":
+        write_csv(found, Path(csv_file))
+        if not quiet:
+            click.echo(f"{csv_file}: {len(found)} cells")
+    else:
+        click.echo(csv_text(found), nl=False)
+
+
+@cli.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/out"), show_default=True, help="Folder to write to.")
+@click.option("--report", "report_yaml", type=click.Path(path_type=Path), help="A reports/*.yaml; default: the embedded one.")
+@common
+def report(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, out: Path, report_yaml: Path | None) -> None:
+    """Write the tables (Markdown, LaTeX, CSV), the declared contrasts and the figure of accuracy over tasks."""
+    from bench.report import write_report
+
+    files = write_report(results, out, report_yaml or ROOT / "reports" / "embedded.yaml", stale_ids(results, plugins))
+    for file in files:
+        click.echo(os.path.relpath(file))
+
+
+@cli.command()
+@click.option("--published", type=click.Path(path_type=Path), default=ROOT / "results" / "published" / "embedded.csv", help="The published CSV. Default: the embedded one.")
+@click.option("--tolerance", type=click.FloatRange(0), default=3.0, show_default=True, help="Points of A_last that one cell may differ.")
+@common
+def verify(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, published: Path, tolerance: float) -> None:
+    """Compare this machine's cells with the published ones; exit 1 where they disagree."""
+    from bench.record import read_records
+    from bench.report.frame import rows
+    from bench.report.verify import read_published
+    from bench.report.verify import verify as compare
+
+    lines, ok = compare(rows(read_records(results), stale_ids(results, plugins)), read_published(published), tolerance=tolerance)
+    for line in lines:
+        click.echo(line)
+    sys.exit(0 if ok else 1)
+
+
+@cli.command()
+@click.option("--protocol", default="embedded_pretrain", show_default=True)
+@click.option("--dataset", default="glyphs_base", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The safetensors file to write.")
+@common
+def pretrain(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, protocol: str, dataset: str, seed: int, out: Path
+) -> None:
+    """Pre-train a small backbone: the recipe behind the committed weights.
+
+    \b
+    clmerge pretrain --out my_vit.safetensors
+    """
+    from bench.config import load_dataset_config, load_protocol
+    from bench.data.dataset import availability
+
+    recipe, config = load_protocol(protocol), load_dataset_config(dataset, [])
+    why_not = availability(config, data)
+    if why_not:
+        raise UserError(f"dataset {dataset!r} is not on this machine: {why_not}")
+    from bench.pretrain import pretrain as run_pretraining
+
+    told = run_pretraining(recipe, config, data, seed, out)
+    click.echo(f"{out}: {told['parameters']:,} parameters, {told['accuracy']:.1f} % on the test part of {dataset}, {told['seconds']:.0f} s\nsha256 {told['sha256']}")
+
+
+@cli.group(cls=_Group)
+def cache() -> None:
+    """Trained tasks and statistics that cells share."""
+
+
+def _cache_files(results: Path) -> list[Path]:
+    return [p for p in (results / "cache").rglob("*") if p.is_file()]
+
+
+@cache.command(name="size")
+@common
+def cache_size(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool) -> None:
+    """Say how large the cache is."""
+    files = _cache_files(results)
+    click.echo(f"{results / 'cache'}: {len(files)} artifacts, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB")
+
+
+@cache.command(name="prune")
+@common
+def cache_prune(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool) -> None:
+    """Delete the cache; records stay, and what is needed again is computed again."""
+    files = _cache_files(results)
+    size = sum(f.stat().st_size for f in files)
+    shutil.rmtree(results / "cache", ignore_errors=True)
+    click.echo(f"{results / 'cache'}: {len(files)} artifacts, {size / 1e6:.1f} MB deleted")
+
+
+def main() -> None:
+    """The console command."""
+    cli()

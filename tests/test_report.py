@@ -1,0 +1,611 @@
+"""From records on disk to rows, tables, contrasts, the figure and the comparison with published numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import fake_records as fake
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bench.config import read_yaml
+from bench.errors import UserError
+from bench.record import Damaged, check, counts_sha256, read_records
+from bench.report import ReportConfig, build_report, contrasts, figures, frame, tables, verify, write_report
+
+ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "reports" / "embedded.yaml"
+CONTRACT = (
+    "dataset,n_tasks,protocol,method,variant,start,class_order_seed,run_seed,status,a_last,avg_acc,forgetting,"
+    "a_last_taskmean,avg_acc_taskmean,forgetting_taskmean,a_last_taskaware,learn_acc,merge_drop,train_s_alone,"
+    "train_s_spent,merge_s,eval_s,wall_s,opt_steps,peak_mb,carried_bytes,digest"
+)
+
+
+def flat(a_last: int, n_tasks: int = 2) -> list[list[list[int]]]:
+    """Counts whose every accuracy is ``a_last`` tenths of a percent."""
+    return [[[a_last, 1000]] * (t + 1) for t in range(n_tasks)]
+
+
+def rows_of(records: list[dict[str, Any]]) -> list[frame.Row]:
+    return frame.labelled(frame.detailed_rows(records))
+
+
+def pair(first: list[int], second: list[int]) -> list[dict[str, Any]]:
+    """Repeats of ``pm`` and ``lora_m`` with given A_last, in tenths of a percent."""
+    return [
+        fake.record(m, s, n_tasks=2, counts=flat(a))
+        for m, a_lasts in (("pm", first), ("lora_m", second))
+        for s, a in enumerate(a_lasts)
+    ]
+
+
+PM_BEATS_LORA_M = contrasts.Family(name="claims", contrasts=[contrasts.Contrast(better=["pm"], than=["lora_m"])])
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def test_columns_are_the_contract() -> None:
+    assert ",".join(frame.COLUMNS) == CONTRACT
+    assert all(tuple(row) == frame.COLUMNS for row in frame.rows(fake.grid(1)))
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "count edited": (lambda r: r["counts"][-1][0].__setitem__(0, r["counts"][-1][0][0] + 1), "edited by hand"),
+    "task-aware edited": (lambda r: r["counts_taskaware"][-1][0].__setitem__(0, 1), "edited by hand"),
+    "other format": (lambda r: r.update(format=2), "record format 2"),
+    "copied folder": (lambda r: r.update(id="another"), "not the name of its folder"),
+    "unknown status": (lambda r: r.update(status="ok"), "unknown status 'ok'"),
+    "coordinate lost": (lambda r: r["coordinates"].pop("start"), "incomplete coordinates"),
+    "seed as text": (lambda r: r["coordinates"].update(run_seed="0"), "incomplete coordinates"),
+    "no method": (lambda r: r.pop("method"), "method or totals"),
+    "time as text": (lambda r: r["totals"].update(merge_s="fast"), "totals merge_s is not a number"),
+    "before impossible": (lambda r: r["before_merge"].__setitem__(1, [9, 5]), "before_merge, task 1: 9 correct of 5"),
+    "before not a list": (lambda r: r.update(before_merge=7), "not iterable"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_record_that_cannot_be_trusted_is_a_row_without_numbers(name: str, tmp_path: Path) -> None:
+    change, reason = DAMAGE[name]
+    value = fake.record()
+    folder = value["id"]
+    change(value)
+    (tmp_path / "runs" / folder).mkdir(parents=True)
+    (tmp_path / "runs" / folder / "cell.json").write_text(json.dumps(value))
+    (record,) = read_records(tmp_path)
+    assert record["status"] == "damaged"
+    assert reason in record["reason"]
+    (row,) = frame.rows([record])
+    assert row["status"] == "damaged"
+    assert all(row[name] is None for name in frame.COLUMNS[frame.COLUMNS.index("a_last") :])
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ([[[3, 2]]] * 5, "3 correct of 2"),
+        (flat(500, 4), "counts do not reach the last task"),
+        ([*flat(500, 4), None], "counts do not reach the last task"),
+        ([[[0.5, 1]]], "not a pair of integers"),
+        ({}, "not a list of rows"),
+    ],
+)
+def test_impossible_counts_with_a_matching_checksum_are_damage(counts: Any, reason: str) -> None:
+    value = fake.record() | {"counts": counts}
+    value["counts_sha256"] = counts_sha256(value)
+    with pytest.raises(Damaged, match=reason):
+        check(value, value["id"])
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b'{"format": 1', b"[" * 100_000])
+def test_half_written_and_foreign_files_are_damaged_rows(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "cell").mkdir(parents=True)
+    (tmp_path / "runs" / "cell" / "cell.json").write_bytes(text)
+    (record,) = read_records(tmp_path)
+    assert (record["id"], record["status"]) == ("cell", "damaged")
+    assert [row["status"] for row in frame.rows([record])] == ["damaged"]
+
+
+def test_unfinished_cells_are_no_records(tmp_path: Path) -> None:
+    fake.write(tmp_path, [fake.record()])
+    (tmp_path / "runs" / "unfinished").mkdir()
+    (tmp_path / "runs" / "unfinished" / "progress.json").write_text("{}")
+    assert len(read_records(tmp_path)) == 1
+    assert read_records(tmp_path / "nowhere") == []
+
+
+def test_a_record_without_a_checksum_is_read(tmp_path: Path) -> None:
+    value = fake.record()
+    del value["counts_sha256"]
+    fake.write(tmp_path, [value])
+    assert read_records(tmp_path)[0]["status"] == "done"
+
+
+def test_rows_are_sorted_by_number_not_by_text() -> None:
+    records = [fake.record(n_tasks=t, seed=s) for t in (20, 5) for s in (10, 9)]
+    assert [(row["n_tasks"], row["run_seed"]) for row in frame.rows(records)] == [(5, 9), (5, 10), (20, 9), (20, 10)]
+
+
+def test_status_and_split_of_rows() -> None:
+    done, failed = fake.record(), fake.record(seed=1, status="failed")
+    validation = fake.record(seed=2, eval_split="val")
+    rows = frame.rows([done, failed, validation], stale={done["id"], failed["id"]})
+    assert [row["status"] for row in rows] == ["stale", "failed"]
+    assert rows[0]["a_last"] is not None
+    assert rows[1]["a_last"] is None
+    assert [row["run_seed"] for row in frame.rows([done, failed, validation], eval_split="val")] == [2]
+
+
+def test_csv_keeps_every_digit(tmp_path: Path) -> None:
+    rows = frame.rows(fake.grid(2))
+    frame.write_csv(rows, tmp_path / "out.csv")
+    stream = io.StringIO()
+    frame.write_csv(rows, stream)
+    text = (tmp_path / "out.csv").read_text()
+    assert text == stream.getvalue()
+    assert text.splitlines()[0] == CONTRACT
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert [row["a_last"] for row in rows] == [float(row["a_last"]) for row in read]
+    assert {row["avg_acc"] for row in read if row["method"] == "joint"} == {""}
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_shortest_unique_name() -> None:
+    records = [fake.record(m) for m in ("average", "average@merged", "ewc", "trm", "joint")]
+    ambiguous = fake.record("average", 1)
+    ambiguous["coordinates"] |= {"start": "previous", "variant": "plain+average@previous"}
+    labels = {row["variant"]: row["label"] for row in rows_of([*records, ambiguous])}
+    assert labels == {
+        "plain+average@pretrained": "average@pretrained",
+        "plain+average@previous": "average@previous",
+        "plain+average@merged": "average@merged",
+        "plain+ewc@previous": "ewc",
+        "plain+trm@merged": "trm†",
+        "plain+joint@pretrained": "joint°",
+    }
+
+
+def test_same_start_other_option_is_labelled_by_its_variant() -> None:
+    one, other = fake.record("ties", 0), fake.record("ties", 1)
+    other["coordinates"]["variant"] = "plain+ties@merged:density=0.1"
+    assert {row["label"] for row in rows_of([one, other])} == {"ties@merged", "ties@merged:density=0.1"}
+
+
+def test_a_damaged_record_does_not_lose_its_dagger(tmp_path: Path) -> None:
+    broken = fake.record("trm", 0) | {"method": "gone"}
+    fake.write(tmp_path, [broken, fake.record("trm", 1)])
+    rows = rows_of(read_records(tmp_path))
+    assert [(row["status"], row["label"]) for row in rows] == [("damaged", "trm†"), ("done", "trm†")]
+
+
+@pytest.mark.parametrize("selector", ["average@merged", "plain+average@merged"])
+def test_selectors_follow_the_method_grammar(selector: str) -> None:
+    chosen = [row["variant"] for row in rows_of(fake.grid(1)) if frame.matches(selector, row)]
+    assert chosen == ["plain+average@merged"]
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def block(records: list[dict[str, Any]], order: tuple[str, ...] = ()) -> tables.Block:
+    (only,) = tables.blocks(rows_of(records), order)
+    return only
+
+
+def test_mean_and_sample_standard_deviation_by_hand() -> None:
+    line = block([fake.record("pm", s, n_tasks=2, counts=flat(a)) for s, a in enumerate((500, 520, 540))]).lines[0]
+    assert line["n"] == 3
+    assert line["a_last"] == pytest.approx((52.0, 2.0))
+    assert line["seconds"] == pytest.approx((11.5, 1.0))
+    assert tables.printed(block(pair([500, 520, 540], [])), ["a_last"])["A_last"].tolist() == ["52.0 ± 2.0"]
+
+
+def test_one_repeat_prints_no_deviation() -> None:
+    shown = tables.printed(block([fake.record("pm", 0, n_tasks=2, counts=flat(512))]), ["a_last", "carried_bytes"])
+    assert shown[["A_last", "Carried"]].values.tolist() == [["51.2", "1.2 MB"]]
+
+
+def test_rounding_leaves_no_negative_zero() -> None:
+    counts = [[[500, 1000]], [[500, 1000], [500, 1000]]]
+    before = [[500, 1000], [4999, 10_000]]
+    shown = tables.printed(block([fake.record(n_tasks=2, counts=counts, before_merge=before)]), ["merge_drop"])
+    assert shown["Merge drop"].tolist() == ["0.0"]
+
+
+def test_failed_and_damaged_cells_stay_visible_and_out_of_the_mean(tmp_path: Path) -> None:
+    bad = fake.record("pm", 3, n_tasks=2, counts=flat(999)) | {"counts": flat(100)}
+    failed = [fake.record("pm", s, n_tasks=2, status="failed") for s in (1, 2)]
+    fake.write(tmp_path, [fake.record("pm", 0, n_tasks=2, counts=flat(500)), *failed, bad])
+    report = build_report(tmp_path)
+    line = report.blocks[0].lines[0]
+    assert (line["n"], line["cells"], line["a_last"]) == (1, 4, (50.0, None))
+    assert "edited by hand" in report.markdown()
+    for text in (report.markdown(), report.latex(), rendered(report)):
+        assert "failed 2/4, damaged 1/4" in text
+    (read,) = csv.DictReader(io.StringIO(tables.table_csv(report.blocks)))
+    assert (read["n"], read["failed"], read["damaged"], read["a_last_sd"]) == ("1", "2", "1", "")
+
+
+def test_a_method_that_only_failed_has_a_row() -> None:
+    lines = block([fake.record("ewc"), fake.record("pm", status="failed")]).lines
+    assert [(line["label"], line["n"], line["a_last"]) for line in lines][1] == ("pm", 0, (None, None))
+
+
+def test_order_is_the_reports_then_the_best_last_accuracy() -> None:
+    records = fake.grid(3)
+    by_accuracy = [line["label"] for line in block(records).lines]
+    assert by_accuracy[0] == "joint°"
+    assert by_accuracy[-1] == "finetune"
+    chosen = [line["label"] for line in block(records, ("trm", "average@merged")).lines]
+    assert chosen[:3] == ["trm†", "average@merged", "joint°"]
+    assert sorted(chosen) == sorted(by_accuracy)
+
+
+def test_splits_task_counts_and_protocols_are_never_mixed() -> None:
+    records = [fake.record(), fake.record(eval_split="val"), fake.record(n_tasks=10), fake.record(protocol="pm")]
+    titles = [only.title for only in tables.blocks(rows_of(records))]
+    assert len(set(titles)) == 4
+    assert [title for title in titles if "val" in title] == ["glyphs, T = 5, protocol embedded, val split"]
+
+
+def test_the_frozen_backbone_is_found_by_what_it_trains() -> None:
+    renamed = fake.record("anything")
+    renamed["method"] |= {"status": "baseline", "trainer": {"key": "x", "adapt": False}}
+    assert block([renamed]).notes[0].startswith("Frozen backbone (anything): forgetting ")
+    assert "No frozen backbone" in block([fake.record("finetune")]).notes[0]
+
+
+def test_nothing_is_bold_and_the_name_of_the_mean_is_whole(tmp_path: Path) -> None:
+    report = build_report(fake.write(tmp_path, fake.grid(2)))
+    text = report.markdown() + report.latex()
+    assert "Average incremental accuracy" in text
+    assert r"Average\\incremental\\accuracy" in text
+    assert "**" not in text
+    assert "textbf" not in text
+    assert "average accuracy" not in text.lower()
+
+
+def rendered(report: Any, width: int = 250) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(report.terminal())
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_reconstructions_and_oracles_are_marked_in_every_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = build_report(fake.write(tmp_path, fake.grid(5)), EMBEDDED)
+    texts = {
+        "markdown": report.markdown(),
+        "csv": "\n".join(",".join(row[k] for k in ("label", "footnote")) for row in csv_rows(report)),
+        "contrasts": report.contrasts.markdown(),
+        "contrasts csv": report.contrasts.csv(),
+        "terminal": rendered(report),
+        "latex": report.latex()
+        .replace(r"\textsuperscript{\textdagger}", "†")
+        .replace(r"\textsuperscript{$\circ$}", "°"),
+        "figure": figure_text(report, monkeypatch),
+    }
+    for name, text in texts.items():
+        # Inside a variant (plain+trm@merged) it is the rule's key, not the method's name.
+        for key, sign in (("trm", "†"), ("joint", "°")):
+            bare = re.findall(rf"(?<![\w+]){key}(?!{sign})\b.{{0,9}}", text)
+            assert not bare, f"{name}: {bare}"
+            assert f"{key}{sign}" in text, name
+        assert "our reconstruction from the abstract; not the authors' method" in text, name
+        assert "oracle: sees more than a continual learner may" in text, name
+
+
+def csv_rows(report: Any) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(tables.table_csv(report.blocks))))
+
+
+def figure_text(report: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    from matplotlib.text import Text
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "_saved", lambda figure, kind, **_: drawn.append(figure) or b"")
+    figures.accuracy_over_tasks(report.rows, [line["label"] for line in report.blocks[0].lines])
+    return "\n".join(text.get_text() for text in drawn[0].findobj(Text))
+
+
+HOSTILE = r"a_b&c%d$e#f{g}~h^i\j<k>|*`"
+
+
+def test_hostile_names_do_not_break_a_format(tmp_path: Path) -> None:
+    evil, good = fake.record("pm", n_tasks=2), fake.record("ewc", n_tasks=2)
+    evil["coordinates"] |= {"method": HOSTILE, "variant": HOSTILE, "dataset": "glyphs"}
+    report = build_report(fake.write(tmp_path, [evil, good]))
+    body = [line for line in report.markdown().splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in body}) == 1
+    tex = report.latex()
+    assert r"a\_b\&c\%d\$e\#f\{g\}\textasciitilde{}h\textasciicircum{}i\textbackslash{}j$<$k$>$" in tex
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == tex.count(r"\begin{table*}") == 1
+    assert len({line.count(" & ") for line in tex.splitlines() if line.endswith(r" \\")}) == 1
+    assert HOSTILE in rendered(report)
+
+
+def _latex_is_here() -> bool:
+    return (
+        shutil.which("pdflatex") is not None
+        and not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False).returncode
+    )
+
+
+@pytest.mark.skipif(not _latex_is_here(), reason="needs pdflatex and booktabs")
+def test_latex_compiles(tmp_path: Path) -> None:
+    evil = fake.record("pm", 9)
+    evil["coordinates"] |= {"method": HOSTILE, "variant": HOSTILE}
+    report = build_report(fake.write(tmp_path, [*fake.grid(2), evil]), EMBEDDED)
+    document = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}" + report.latex()
+    (tmp_path / "a.tex").write_text(document + r"\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "a.tex"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+    assert run.returncode == 0, run.stdout[-2000:]
+    assert "Overfull \\hbox" not in run.stdout
+
+
+# --- contrasts -------------------------------------------------------------------------------------------------------
+
+
+def test_paired_t_by_hand() -> None:
+    """Differences 1, 2, 3, 4, 5: mean 3, sd 1.5811, t = 3 / (1.5811 / sqrt 5) = 4.2426 with 4 degrees of freedom."""
+    (result,) = contrasts.evaluate(
+        [PM_BEATS_LORA_M], rows_of(pair([510, 530, 530, 590, 560], [500, 510, 500, 550, 510]))
+    ).results
+    assert (result.n, result.difference) == (5, pytest.approx(3.0))
+    assert result.sd == pytest.approx(1.58113883)
+    assert result.p == pytest.approx(0.01323560, abs=1e-7)
+    assert (result.low, result.high) == pytest.approx((1.03675684, 4.96324316), abs=1e-6)
+    assert result.verdict == "holds"
+
+
+def test_only_common_repeats_are_paired() -> None:
+    records = pair([500, 510, 520], [490, 500, 510])
+    records[0]["coordinates"]["run_seed"] = 7
+    records[4]["coordinates"]["class_order_seed"] = 7
+    (result,) = contrasts.evaluate([PM_BEATS_LORA_M], rows_of(records)).results
+    assert (result.n, result.difference) == (1, pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_fewer_than_five_repeats_have_no_p_value_and_no_verdict(n: int) -> None:
+    found = contrasts.evaluate([PM_BEATS_LORA_M], rows_of(pair([900 + 7 * i for i in range(n)], [100] * n)))
+    (result,) = found.results
+    assert (result.p, result.p_holm, result.verdict) == (None, None, "n < 5, not tested")
+    assert (result.low is None) == (n == 1)
+    assert (result.detectable is None) == (n == 1)
+    assert not re.search(r"holds|reversed|< 0\.", found.markdown().replace("n \\< 5", ""))
+
+
+def test_reversed_and_constant_differences() -> None:
+    (result,) = contrasts.evaluate(
+        [PM_BEATS_LORA_M], rows_of(pair([100, 101, 102, 103, 104], [905, 900, 902, 908, 900]))
+    ).results
+    assert result.verdict == "reversed"
+    (equal,) = contrasts.evaluate(
+        [PM_BEATS_LORA_M], rows_of(pair([500, 510, 520, 530, 540], [500, 510, 520, 530, 540]))
+    ).results
+    assert (equal.difference, equal.p, equal.low, equal.high) == (0.0, None, 0.0, 0.0)
+    assert equal.verdict == "not testable (constant difference)"
+
+
+def test_holm_by_hand() -> None:
+    assert contrasts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert contrasts.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert contrasts.holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_lies_between_raw_and_bonferroni_and_keeps_the_order(p_values: list[float]) -> None:
+    adjusted = contrasts.holm(p_values)
+    for raw, holm in zip(p_values, adjusted, strict=True):
+        assert raw <= holm <= min(1.0, raw * len(p_values)) + 1e-12
+    assert [holm for _, holm in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)
+
+
+def test_a_family_is_corrected_over_all_its_streams() -> None:
+    records = pair([510, 530, 530, 590, 560], [500, 510, 500, 550, 510])
+    twins = json.loads(json.dumps(records))
+    for twin in twins:
+        twin["coordinates"]["dataset"] = "digits"
+    alone, both = (contrasts.evaluate([PM_BEATS_LORA_M], rows_of(r)).results for r in (records, records + twins))
+    assert [r.p_holm for r in alone] == pytest.approx([0.0132356], abs=1e-6)
+    assert [r.p_holm for r in both] == pytest.approx([0.0264712] * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "effect"), [(5, 1.682), (10, 0.996), (20, 0.660)])
+def test_smallest_detectable_difference(n: int, effect: float) -> None:
+    """Effect sizes dz at 80 % power, two-sided 5 %, as published power tables of the paired t-test have them."""
+    assert contrasts.smallest_detectable(2.0, n) == pytest.approx(2 * effect, abs=2e-3)
+
+
+def test_what_cannot_be_answered_is_said() -> None:
+    family = contrasts.Family(
+        name="f", contrasts=[contrasts.Contrast(better=["pm", "ewc"], than=["average", "lora_m", "pm"])]
+    )
+    records = [fake.record(m) for m in ("pm", "average", "lora_m")]
+    clone = fake.record("average", 1)
+    clone["coordinates"] |= {"variant": "plain+average@merged", "start": "merged"}
+    found = contrasts.evaluate([family], rows_of([*records, clone]))
+    assert [(r.better, r.than) for r in found.results] == [("pm", "lora_m")]
+    said = " ".join(found.notes)
+    assert "pm > average cannot be answered" in said
+    assert "ewc > lora_m cannot be answered" in said
+    assert "pm > pm" not in said
+
+
+# --- report files ----------------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_report_is_valid_and_says_what_it_is_not() -> None:
+    config = read_yaml(EMBEDDED, ReportConfig)
+    assert "built so that adaptation matters; no evidence for merging in general" in config.caption
+    declared = {(b, t) for family in config.families for c in family.contrasts for b in c.better for t in c.than}
+    assert {
+        ("pm", "lora_m"),
+        ("pm", "average@merged"),
+        ("joint", "pm"),
+        ("pm", "linear_probe"),
+        ("pm", "finetune"),
+    } <= declared
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("colums: [a_last]", "unknown key 'colums'"),
+        ("columns: [a_lst]", "columns: .*did you mean 'a_last'"),
+        ("columns: [a_last, forgetting]", "columns: .*only beside learn_acc"),
+        ("families: [{name: f, contrasts: [{better: [pm]}]}]", "families.0.contrasts.0.than: missing"),
+        ("families: [{name: f, contrasts: []}]", "families.0.contrasts"),
+        ("methods: pm", "methods: "),
+        ("- a", "expected a mapping"),
+    ],
+)
+def test_mistakes_in_a_report_file_name_file_and_key(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"mine.yaml: .*{words}") as caught:
+        build_report(tmp_path, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_records_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records; run some cells"):
+        build_report(tmp_path)
+    fake.write(tmp_path, [fake.record(protocol="pm")])
+    with pytest.raises(UserError, match=r"no records under protocol 'embedded' \(.*embedded.yaml: protocol\)"):
+        build_report(tmp_path, EMBEDDED)
+
+
+def test_cells_of_other_protocols_are_counted_not_shown(tmp_path: Path) -> None:
+    report = build_report(fake.write(tmp_path, [fake.record(), fake.record(protocol="magmax")]), EMBEDDED)
+    assert len(report.blocks) == 1
+    assert report.notes == ["1 cells under other protocols are not in this report."]
+
+
+def test_write_report_writes_the_same_files_twice(tmp_path: Path) -> None:
+    fake.write(tmp_path / "results", [*fake.grid(2, ("glyphs", "digits")), fake.record("pm", 9, status="failed")])
+    first, second = (write_report(tmp_path / "results", tmp_path / out, EMBEDDED) for out in ("a", "b"))
+    names = "table.md table.tex table.csv contrasts.md contrasts.csv accuracy_over_tasks.png accuracy_over_tasks.pdf"
+    assert [path.name for path in first] == names.split()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(names.split())
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    assert first[5].read_bytes().startswith(b"\x89PNG")
+    assert first[6].read_bytes().startswith(b"%PDF")
+
+
+def test_a_report_of_failures_only_has_no_figure(tmp_path: Path) -> None:
+    fake.write(tmp_path, [fake.record(status="failed")])
+    assert [path.name for path in write_report(tmp_path, tmp_path / "out")] == ["table.md", "table.tex", "table.csv"]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=25), st.floats(0.001, 0.04))
+def test_figure_labels_keep_their_distance_and_stay_in_the_panel(places: list[float], gap: float) -> None:
+    moved = figures.spread(sorted(places), gap)
+    assert all(b - a >= gap - 1e-9 for a, b in pairwise(moved))
+    assert moved[0] >= 0
+    assert moved[-1] <= 1 + 1e-9
+    if all(b - a >= gap for a, b in pairwise(sorted(places))):
+        assert moved == pytest.approx(sorted(places), abs=1e-6)
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+
+def published(*a_lasts: int, first_seed: int = 0, **changes: Any) -> list[frame.Row]:
+    records = [fake.record("pm", s, n_tasks=2, counts=flat(a)) for s, a in enumerate(a_lasts, first_seed)]
+    return [row | changes for row in frame.rows(records)]
+
+
+@pytest.mark.parametrize(("here", "ok"), [(500, True), (530, True), (470, True), (531, False), (469, False)])
+def test_the_same_cell_may_differ_by_three_points(here: int, ok: bool) -> None:
+    result = verify.verify(published(here), published(500))
+    assert result.ok is ok
+    assert result.lines[0].startswith("ok: " if ok else "FAIL: ")
+    assert "because other CPUs and thread counts round differently" in result.lines[-1]
+
+
+def test_prediction_interval_by_hand() -> None:
+    """50, 52, 54: mean 52, s 2, t(2) at 99 % = 9.924843; for the mean of 2 new runs the factor is sqrt(1/3 + 1/2)."""
+    low, high = verify.prediction_interval([50.0, 52.0, 54.0], 2)
+    assert (low, high) == pytest.approx((52 - 18.120201, 52 + 18.120201), abs=1e-5)
+
+
+@pytest.mark.parametrize(("here", "ok"), [((520, 530), True), ((330, 330), False), ((710, 710), False)])
+def test_other_repeats_are_judged_by_their_mean(here: tuple[int, ...], ok: bool) -> None:
+    result = verify.verify(published(*here, first_seed=100), published(500, 520, 540))
+    assert result.ok is ok
+    assert "99% prediction interval of 3 published" in result.lines[0]
+
+
+def test_what_only_one_side_has_is_said_and_is_no_error() -> None:
+    both = published(500)
+    result = verify.verify(both + published(1, method="mine"), both + published(999, method="theirs"))
+    assert result.ok
+    assert any(line.startswith("not published: glyphs T=2 embedded mine") for line in result.lines)
+    assert any(line.startswith("not run here: glyphs T=2 embedded theirs") for line in result.lines)
+
+
+def test_comparing_nothing_is_not_agreement() -> None:
+    for new, old in (([], published(500)), (published(500), []), (published(500, first_seed=9), published(500))):
+        result = verify.verify(new, old)
+        assert not result.ok
+        assert "nothing could be compared" in result.lines[-1]
+
+
+def test_a_cell_that_failed_here_but_not_there_does_not_agree() -> None:
+    result = verify.verify(
+        published(500) + published(500, first_seed=1, status="failed", a_last=None), published(500, 500)
+    )
+    assert not result.ok
+    assert any(line.startswith("FAIL: ") and line.endswith("failed here") for line in result.lines)
+    stale = verify.verify(published(500) + published(900, first_seed=1, status="stale"), published(500, 500))
+    assert stale.ok
+    assert any(line.startswith("not compared: ") and line.endswith("stale here") for line in stale.lines)
+
+
+def test_published_files_are_read_back_behind_their_comments(tmp_path: Path) -> None:
+    rows, path = frame.rows(fake.grid(2)), tmp_path / "published.csv"
+    path.write_text("# machine: 2 cores\n# command: make bench\n" + frame.csv_text(rows))
+    read = verify.read_published(path)
+    assert [(r["method"], r["n_tasks"], r["run_seed"], r["a_last"]) for r in read] == [
+        (r["method"], r["n_tasks"], r["run_seed"], r["a_last"]) for r in rows
+    ]
+    assert verify.verify(rows, read, tolerance=0.0).ok
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "column 'dataset' is missing"),
+        ("# only a comment\n", "column 'dataset' is missing"),
+        (CONTRACT.replace(",digest", "") + "\n", "column 'digest' is missing"),
+        (f"# c\n{CONTRACT}\nglyphs,five{',' * 25}\n", "line 3: n_tasks"),
+        (f"{CONTRACT}\nglyphs,5\n", "line 2: n_tasks"),
+    ],
+)
+def test_mistakes_in_a_published_file_name_the_place(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        verify.read_published(tmp_path / "p.csv")
+    with pytest.raises(UserError, match="not readable"):
+        verify.read_published(tmp_path / "absent.csv")
