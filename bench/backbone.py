@@ -37,7 +37,7 @@ class SplitQKV(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, tokens, D) to (b, tokens, 3 D)."""
-        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+        return torch.cat([part(x) for part in self.children()], dim=-1)
 
 
 class Backbone:
@@ -158,7 +158,9 @@ class LoRA:
         if len(products) == 1:
             delta = products[0].reshape(-1)
         else:
-            by_name = {n: p for names, ps in zip(self._groups, products, strict=True) for n, p in zip(names, ps, strict=True)}
+            by_name = {
+                n: p for names, ps in zip(self._groups, products, strict=True) for n, p in zip(names, ps, strict=True)
+            }
             delta = torch.cat([by_name[n].reshape(-1) for n in self._start.layout.names])
         return Weights(self._start.vector + self._scale * delta, self._start.layout)
 

@@ -62,7 +62,9 @@ class Workbench:
             "stream", key, lambda: Stream(load_dataset(cell.dataset, self.data), *key[1:], device=self.device)
         )
 
-    def predict(self, cell: Cell, weights: Weights, heads: list[Head], tasks: list[TaskData]) -> tuple[list[Tensor], list[Tensor]]:
+    def predict(
+        self, cell: Cell, weights: Weights, heads: list[Head], tasks: list[TaskData]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """:func:`bench.evaluate.predict`, once for equal bits: rules on one training agree on theta*_t and often on
         theta_hat_1.
         """
@@ -145,9 +147,9 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: _Heartbeat) -> dict[s
 
         beat("merging", current.t)
         task = LiveTask(
-            data=rule.data, stream=stream, current=current, backbone=backbone, protocol=cell.protocol, heads=so_far.heads,
-            run_seed=cell.run_seed, store=bench.store, pretrained=theta_0, start=start, served=served, trained=trained,
-            recorded=learnt.recorded,
+            data=rule.data, stream=stream, current=current, backbone=backbone, protocol=cell.protocol,
+            heads=so_far.heads, run_seed=cell.run_seed, store=bench.store, pretrained=theta_0, start=start,
+            served=served, trained=trained, recorded=learnt.recorded,
         )  # fmt: skip
         clock = time.perf_counter()
         served = rule.merge(task).detach()
@@ -190,15 +192,17 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: _Heartbeat) -> dict[s
 
 
 def _train_or_load(
-    cell: Cell, bench: Workbench, stream: Stream, backbone: Backbone, current: TaskData, trainer: Trainer, start: Weights,
-    record: tuple[str, ...],
+    cell: Cell, bench: Workbench, stream: Stream, backbone: Backbone, current: TaskData, trainer: Trainer,
+    start: Weights, record: tuple[str, ...],
 ) -> tuple[Learnt, float]:  # fmt: skip
     """theta*_t, from the store where it is there with the by-products asked for; and the seconds spent just now."""
     key = cell.train_keys[current.t]
     kept = bench.store.load("train", key)
     if kept is not None and set(record) <= set(kept[1]["record"]):
         tensors, header = kept
-        dense = {k: Weights(v.to(backbone.device), start.layout) for k, v in tensors.items() if not k.startswith("head")}
+        dense = {
+            k: Weights(v.to(backbone.device), start.layout) for k, v in tensors.items() if not k.startswith("head")
+        }
         pairs = [(tensors[f"head.{i}.weight"], tensors[f"head.{i}.bias"]) for i in range(header["heads"])]
         heads = [Head(w.to(backbone.device), b.to(backbone.device)) for w, b in pairs]
         snapshots = [dense[f"snapshots.{i}"].to("cpu") for i in range(header["snapshots"])]
@@ -230,7 +234,11 @@ def _evaluate(
     [all_alone], [own_alone] = bench.predict(cell, trained, so_far.heads, [current])
     if rule.experts:  # each task by its own weights and head: earlier rows stay, and the true task is given
         past = so_far.predicted_taskaware[-1] if so_far.predicted_taskaware else None
-        own = [torch.from_numpy(past[task.test.cpu().numpy()].astype(np.int64)) for task in seen[:-1]] if past is not None else []
+        own = (
+            [torch.from_numpy(past[task.test.cpu().numpy()].astype(np.int64)) for task in seen[:-1]]
+            if past is not None
+            else []
+        )
         everywhere = within = [*own, own_alone]
     else:
         everywhere, within = bench.predict(cell, served, so_far.heads, seen)
@@ -250,7 +258,7 @@ def _evaluate(
 def _absent(so_far: Progressing) -> None:
     """A row that does not exist: nothing was trained after this task."""
     for table in (so_far.counts, so_far.counts_taskaware, so_far.before, so_far.before_taskaware):
-        table.append(None)  # type: ignore[attr-defined]
+        table.append(None)
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------
@@ -300,7 +308,13 @@ class _Heartbeat:
 
     def __init__(self, cell: Cell, folder: Path, job: str, progress: Progress) -> None:
         self._path, self._progress = folder / "progress.json", progress
-        self._told: dict[str, Any] = {"id": cell.id, "n_tasks": cell.n_tasks, "job": job, "finished": 0, "pid": os.getpid()}
+        self._told: dict[str, Any] = {
+            "id": cell.id,
+            "n_tasks": cell.n_tasks,
+            "job": job,
+            "finished": 0,
+            "pid": os.getpid(),
+        }
         self.attempts = 1
         try:
             before = json.loads(self._path.read_text())

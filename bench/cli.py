@@ -50,33 +50,61 @@ def cli() -> None:
 def common(function: Command) -> Command:
     """The options that mean the same on every command, and one line instead of a traceback for a user's mistake."""
 
-    @click.option("--results", type=click.Path(path_type=Path), envvar="CLMERGE_RESULTS", default=Path("results"), show_default=True, help="Folder of records and cache.")
-    @click.option("--data", type=click.Path(path_type=Path), envvar="CLMERGE_DATA", default=Path("data"), show_default=True, help="Folder of datasets.")
-    @click.option("--plugins", type=click.Path(path_type=Path), multiple=True, help="More plugin folders or files (also CLMERGE_PLUGINS).")
+    @click.option(
+        "--results",
+        type=click.Path(path_type=Path),
+        envvar="CLMERGE_RESULTS",
+        default=Path("results"),
+        show_default=True,
+        help="Folder of records and cache.",
+    )
+    @click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        envvar="CLMERGE_DATA",
+        default=Path("data"),
+        show_default=True,
+        help="Folder of datasets.",
+    )
+    @click.option(
+        "--plugins",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="More plugin folders or files (also CLMERGE_PLUGINS).",
+    )
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @click.option("--quiet", is_flag=True, help="Print results only.")
     @functools.wraps(function)
     def wrapped(results: Path, data: Path, plugins: tuple[Path, ...], debug: bool, **options: Any) -> None:
         try:
-            function(results=results.expanduser().resolve(), data=data.expanduser().resolve(), plugins=plugins, **options)
+            function(
+                results=results.expanduser().resolve(), data=data.expanduser().resolve(), plugins=plugins, **options
+            )
         except UserError as error:
             if debug:
                 raise
             click.echo(f"clmerge: {error}", err=True)
             sys.exit(2)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` closed it; not an error
         except OSError as error:
             if debug:
                 raise
             click.echo(f"clmerge: {error.filename or 'file'}: {error.strerror or error}", err=True)
             sys.exit(2)
 
-    return wrapped  # type: ignore[no-any-return]
+    return wrapped
 
 
 def grid(function: Command) -> Command:
     """The options that say what the grid is."""
 
-    @click.option("--suite", default="embedded", show_default=True, help="A grid from suites/, or a YAML file; the options below override it.")
+    @click.option(
+        "--suite",
+        default="embedded",
+        show_default=True,
+        help="A grid from suites/, or a YAML file; the options below override it.",
+    )
     @click.option("--datasets", help="Keys or YAML files; 'all': every dataset whose data is on this machine.")
     @click.option("--tasks", help="Task counts, e.g. 5,10.")
     @click.option("--methods", help="Names or spellings [trainer+]rule[@start][:field=value,...].")
@@ -85,16 +113,27 @@ def grid(function: Command) -> Command:
     @click.option("--class-order-seed", type=click.IntRange(0), help="Pin the class order; repeats vary the run seed.")
     @click.option("--run-seed", type=click.IntRange(0), help="Pin the run seed; repeats vary the class order.")
     @click.option("--protocol", help="A preset or a YAML file.")
-    @click.option("--protocol-set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one field, e.g. train.epochs=4.")
+    @click.option(
+        "--protocol-set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one field, e.g. train.epochs=4.",
+    )
     @click.option("--eval-split", type=click.Choice(["test", "val"]), help="val: train on 90 %, evaluate on the rest.")
-    @click.option("--rerun", type=click.Choice(["stale", "done"]), multiple=True, help="Run these again although they have a record.")
+    @click.option(
+        "--rerun",
+        type=click.Choice(["stale", "done"]),
+        multiple=True,
+        help="Run these again although they have a record.",
+    )
     @click.option("--shard", metavar="K/N", help="Only the K-th of N parts of the trials (job arrays).")
     @click.option("--cache/--no-cache", "use_cache", default=True, help="Share trainings and statistics between cells.")
     @functools.wraps(function)
     def wrapped(**options: Any) -> None:
         function(**options)
 
-    return wrapped  # type: ignore[no-any-return]
+    return wrapped
 
 
 def _asked(options: dict[str, Any]) -> tuple[SuiteConfig, dict[str, Any]]:
@@ -123,19 +162,17 @@ def _asked(options: dict[str, Any]) -> tuple[SuiteConfig, dict[str, Any]]:
     return check({**suite.model_dump(), **changes}, SuiteConfig, "command line"), overrides
 
 
-def _planned(results: Path, data: Path, plugins: tuple[Path, ...], options: dict[str, Any]) -> tuple[Any, Any, SuiteConfig]:
-    """The plan of the grid that is asked for, the store, and the suite."""
+def _planned(results: Path, data: Path, plugins: tuple[Path, ...], options: dict[str, Any]) -> tuple[Any, SuiteConfig]:
+    """The plan of the grid that is asked for, and the suite."""
     from bench.plan import expand, make_plan
     from bench.store import Store
 
     suite, overrides = _asked(options)
     registry = Registry.load(plugins)
     folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
-    cells, blocked = expand(
-        suite, registry, data, folders, overrides, options["class_order_seed"], options["run_seed"]
-    )
+    cells, blocked = expand(suite, registry, data, folders, overrides, options["class_order_seed"], options["run_seed"])
     store = Store(results / "cache", options["use_cache"])
-    return make_plan(cells, blocked, results, store, options["rerun"]), store, suite
+    return make_plan(cells, blocked, results, store, options["rerun"]), suite
 
 
 def _shard(text: str | None, trials: list[Any]) -> list[Any]:
@@ -149,9 +186,19 @@ def _shard(text: str | None, trials: list[Any]) -> list[Any]:
 
 @cli.command()
 @grid
-@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True, help="Ray Tune, or in this process.")
+@click.option(
+    "--executor",
+    type=click.Choice(["ray", "local"]),
+    default="ray",
+    show_default=True,
+    help="Ray Tune, or in this process.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes at once; default: what fits the machine.")
-@click.option("--gpus-per-run", type=click.FloatRange(0, min_open=True), help="GPUs a process, may be a fraction; default 1 where there are GPUs.")
+@click.option(
+    "--gpus-per-run",
+    type=click.FloatRange(0, min_open=True),
+    help="GPUs a process, may be a fraction; default 1 where there are GPUs.",
+)
 @common
 def run(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, executor: str, workers: int | None,
@@ -166,9 +213,16 @@ def run(
     from bench.plan import describe, pack, preflight
     from bench.schedule import Execution, Interrupted, execute, slots
 
-    plan, store, suite = _planned(results, data, plugins, options)
+    plan, suite = _planned(results, data, plugins, options)
     execution = Execution(
-        results, data, tuple(plugin_places(plugins)[1:]), executor, options["use_cache"], gpus_per_run, workers, quiet  # type: ignore[arg-type]
+        results,
+        data,
+        tuple(plugin_places(plugins)[1:]),
+        executor,
+        options["use_cache"],
+        gpus_per_run,
+        workers,
+        quiet,
     )
     threads = max(cell.protocol.threads for cell in plan.cells)
     processes = slots(execution, threads)
@@ -238,7 +292,7 @@ def plan(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, as_j
     """Say what a run would do, without doing it."""
     from bench.plan import describe
 
-    planned, _, suite = _planned(results, data, plugins, options)
+    planned, suite = _planned(results, data, plugins, options)
     if as_json:
         click.echo(json.dumps(planned.as_json(), indent=1))
     else:
@@ -252,7 +306,9 @@ def plan(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, as_j
 @click.option("--protocol", default="embedded", show_default=True, help="Whose tuned values methods are shown with.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @common
-def list_(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, what: str, protocol: str, as_json: bool) -> None:
+def list_(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, what: str, protocol: str, as_json: bool
+) -> None:
     """List methods, trainers, rules, datasets, protocols or suites."""
     from bench.listing import listing
 
@@ -264,7 +320,10 @@ def list_(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, wha
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    columns = {c: None for row in rows for c in row if c not in ("parameters", "trainer", "rule", "about_long")}
+    hidden = (
+        ("parameters", "trainer", "rule", "title", "start", "state", "data") if what == "methods" else ("parameters",)
+    )
+    columns = {c: None for row in rows for c in row if c not in hidden}
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
@@ -286,7 +345,13 @@ def _cell(value: Any) -> str:
 @click.option("--eval-split", type=click.Choice(["test", "val"]), default="test", show_default=True)
 @common
 def results(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, csv_file: str | None, as_json: bool, eval_split: str
+    results: Path,
+    data: Path,
+    plugins: tuple[Path, ...],
+    quiet: bool,
+    csv_file: str | None,
+    as_json: bool,
+    eval_split: str,
 ) -> None:
     """Print one row a cell: coordinates, metrics (percent, unrounded), costs."""
     from bench.record import read_records
@@ -304,10 +369,16 @@ def results(
 
 
 @cli.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/out"), show_default=True, help="Folder to write to.")
-@click.option("--report", "report_yaml", type=click.Path(path_type=Path), help="A reports/*.yaml; default: the embedded one.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/out"), show_default=True, help="Folder to write to."
+)
+@click.option(
+    "--report", "report_yaml", type=click.Path(path_type=Path), help="A reports/*.yaml; default: the embedded one."
+)
 @common
-def report(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, out: Path, report_yaml: Path | None) -> None:
+def report(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, out: Path, report_yaml: Path | None
+) -> None:
     """Write the tables (Markdown, LaTeX, CSV), the declared contrasts and the figure of accuracy over tasks."""
     from bench.report import write_report
 
@@ -317,17 +388,32 @@ def report(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, ou
 
 
 @cli.command()
-@click.option("--published", type=click.Path(path_type=Path), default=ROOT / "results" / "published" / "embedded.csv", help="The published CSV. Default: the embedded one.")
-@click.option("--tolerance", type=click.FloatRange(0), default=3.0, show_default=True, help="Points of A_last that one cell may differ.")
+@click.option(
+    "--published",
+    type=click.Path(path_type=Path),
+    default=ROOT / "results" / "published" / "embedded.csv",
+    help="The published CSV. Default: the embedded one.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=3.0,
+    show_default=True,
+    help="Points of A_last that one cell may differ.",
+)
 @common
-def verify(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, published: Path, tolerance: float) -> None:
+def verify(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, published: Path, tolerance: float
+) -> None:
     """Compare this machine's cells with the published ones; exit 1 where they disagree."""
     from bench.record import read_records
     from bench.report.frame import rows
     from bench.report.verify import read_published
     from bench.report.verify import verify as compare
 
-    lines, ok = compare(rows(read_records(results), stale_ids(results, plugins)), read_published(published), tolerance=tolerance)
+    lines, ok = compare(
+        rows(read_records(results), stale_ids(results, plugins)), read_published(published), tolerance=tolerance
+    )
     for line in lines:
         click.echo(line)
     sys.exit(0 if ok else 1)
@@ -357,7 +443,8 @@ def pretrain(
     from bench.pretrain import pretrain as run_pretraining
 
     told = run_pretraining(recipe, config, data, seed, out)
-    click.echo(f"{out}: {told['parameters']:,} parameters, {told['accuracy']:.1f} % on the test part of {dataset}, {told['seconds']:.0f} s\nsha256 {told['sha256']}")
+    measured = f"{told['accuracy']:.1f} % on the test part of {dataset}, {told['seconds']:.0f} s"
+    click.echo(f"{out}: {told['parameters']:,} parameters, {measured}\nsha256 {told['sha256']}")
 
 
 @cli.group(cls=_Group)

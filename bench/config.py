@@ -61,7 +61,7 @@ class HeadConfig(Section):
     """``linear``: one a task, trained on its own classes, concatenated for evaluation, never merged."""
 
     kind: Literal["linear"] = "linear"
-    init_std: float = pydantic.Field(0.02, ge=0)
+    init_std: float = pydantic.Field(default=0.02, ge=0)
 
 
 class ProtocolConfig(Section):
@@ -77,6 +77,7 @@ class ProtocolConfig(Section):
     fisher_samples: int = pydantic.Field(2048, ge=1)  #: per task, class-balanced
     eval_batch: int = pydantic.Field(250, ge=1)
     val_fraction: float = pydantic.Field(0.1, gt=0, lt=1)
+    seconds_per_step: float | None = None  #: rough cost of an optimiser step, for the plan until there are records
     threads: int = pydantic.Field(1, ge=1)  #: per process; part of the identity, since it changes bits
     tuned: dict[str, dict[str, Any]] = {}  #: option values by plugin key, chosen on validation data
     per_dataset: dict[str, dict[str, Any]] = {}  #: overrides by dataset key, same shape as the protocol
@@ -207,7 +208,9 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
         for key, value in overrides.items():
             _set(data, key, value, "--protocol-set")
         changed = ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))
-        protocol = check({**data, "variant_of": protocol.key, "key": f"{protocol.key}[{changed}]"}, ProtocolConfig, "--protocol-set")
+        protocol = check(
+            {**data, "variant_of": protocol.key, "key": f"{protocol.key}[{changed}]"}, ProtocolConfig, "--protocol-set"
+        )
     if protocol.backbone.weights is not None:
         file = weights_file(protocol)
         if not file.is_file():
@@ -247,14 +250,14 @@ def load_suite(name: str) -> SuiteConfig:
 
 def _set(data: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     *path, last = dotted.split(".")
-    inner = data
+    inner: Any = data
     for depth, part in enumerate([*path, last]):
-        if part not in inner and not (depth > 0 and path[0] in ("tuned", "per_dataset")):
+        if not isinstance(inner, dict):
+            raise UserError(f"{where}: {dotted}: {'.'.join(path[:depth])} has no keys below it")
+        if part not in inner and path[:1] not in (["tuned"], ["per_dataset"]):
             raise unknown("key", dotted, [k for k, _ in _flatten(data)], where)
-        if part != last or depth < len(path):
+        if depth < len(path):
             inner = inner.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"{where}: {'.'.join(path[: depth + 1])} has no keys below it")
     inner[last] = deepcopy(value)
 
 

@@ -144,7 +144,11 @@ class Rule(Plugin):
 class Task(Protocol):
     """What a rule sees after task t was trained: live in a run, or recorded from tensors. Never how many will come."""
 
-    t: int  #: 1 for the first task
+    @property
+    def t(self) -> int:
+        """1 for the first task."""
+        ...
+
     pretrained: Weights  #: theta_0
     start: Weights  #: where training of task t began
     served: Weights  #: theta_hat_{t-1}; theta_0 at t = 1

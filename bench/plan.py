@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,12 +20,14 @@ from bench.config import (
     for_dataset,
     load_dataset_config,
     load_protocol,
+    weights_file,
 )
 from bench.data.dataset import availability, prepared_key
 from bench.errors import UserError
+from bench.method import Start
+from bench.record import read_record, read_records
 from bench.registry import Method, Registry, code_of_class, code_of_modules
-from bench.record import read_record
-from bench.store import Store, key_of
+from bench.store import Store, key_of, write_atomic
 
 TRAINING_CODE = ("train.py", "backbone.py", "heads.py", "stream.py", "weights.py", "seeds.py", "method.py", "data")
 MERGING_CODE = ("task.py", "statistics.py", "evaluate.py", "minimise.py")
@@ -50,7 +53,9 @@ class Cell:
         identity = key_of(
             prepared_key(self.dataset),
             self.n_tasks,
-            self.protocol.model_dump(mode="json", exclude={*about, "key", "tuned", "per_dataset", "variant_of"}),
+            self.protocol.model_dump(
+                mode="json", exclude={*about, "key", "tuned", "per_dataset", "variant_of", "seconds_per_step"}
+            ),
             self.method.identity(),
             self.class_order_seed,
             self.run_seed,
@@ -119,13 +124,15 @@ class Cell:
             begins = {"pretrained": "pretrained", "previous": parent, "merged": served}[self.method.start]
             keys[t] = key_of("train", base, classes, borders, begins, parent if remembers else None)
             parent = keys[t]
-            served = key_of("served", served, parent, self.method.identity()["rule"], code["method"], protocol.fisher_samples)
+            served = key_of(
+                "served", served, parent, self.method.identity()["rule"], code["method"], protocol.fisher_samples
+            )
         return keys
 
     def _class_order(self) -> list[int]:
         import numpy as np
 
-        return [int(c) for c in np.random.RandomState(self.class_order_seed).permutation(self.dataset.classes)]  # noqa: NPY002
+        return [int(c) for c in np.random.RandomState(self.class_order_seed).permutation(self.dataset.classes)]
 
     @property
     def chain_is_shared(self) -> bool:
@@ -169,7 +176,7 @@ class Plan:
 
 
 def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
-    """"3" to [0, 1, 2]; "0,1,7" and "3-12" list repeats.
+    """ "3" to [0, 1, 2]; "0,1,7" and "3-12" list repeats.
 
     Raises:
         UserError: not a count, list or span of non-negative integers.
@@ -185,7 +192,9 @@ def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
-        raise UserError(f"{where}: {text!r} is neither a count (3), a list (0,1,7) nor a span (3-12) of distinct repeats")
+        raise UserError(
+            f"{where}: {text!r} is neither a count (3), a list (0,1,7) nor a span (3-12) of distinct repeats"
+        )
     return seeds
 
 
@@ -236,17 +245,22 @@ def expand(
             raise UserError(f"dataset {name!r} is not on this machine: {why_not}")
         for n_tasks in suite.tasks or dataset.tasks[:1]:
             if not 1 <= n_tasks <= dataset.classes:
-                raise UserError(f"tasks: {n_tasks} tasks do not fit {name!r}, which has {dataset.classes} classes; use 1 to {dataset.classes}")
+                raise UserError(
+                    f"tasks: {n_tasks} tasks do not fit {name!r}, which has {dataset.classes} classes; "
+                    f"use 1 to {dataset.classes}"
+                )
             adapted = for_dataset(protocol, dataset.key)
+            starts: list[Start | None] = [*suite.start] or [None]
             for spelling in suite.methods:
-                for start in suite.start or [None]:
+                for start in starts:
                     method = registry.resolve(spelling, adapted.tuned, start)
                     for repeat in parse_seeds(suite.seeds):
                         order = repeat if class_order_seed is None else class_order_seed
                         run = repeat if run_seed is None else run_seed
                         request = {
-                            "dataset": name, "n_tasks": n_tasks, "protocol": suite.protocol, "overrides": overrides or {},
-                            "method": method.variant, "class_order_seed": order, "run_seed": run, "eval_split": suite.eval_split,
+                            "dataset": name, "n_tasks": n_tasks, "protocol": suite.protocol,
+                            "overrides": overrides or {}, "method": method.variant, "class_order_seed": order,
+                            "run_seed": run, "eval_split": suite.eval_split,
                         }  # fmt: skip
                         cell = Cell(dataset, n_tasks, adapted, method, order, run, suite.eval_split, request)
                         cells.setdefault(cell.id, cell)
@@ -318,7 +332,14 @@ def pack(cells: Sequence[Cell], slots: int) -> list[list[Cell]]:
     """
     streams: dict[Any, dict[Any, list[Cell]]] = {}
     for cell in cells:
-        stream = (cell.dataset.key, cell.n_tasks, cell.protocol.key, cell.class_order_seed, cell.run_seed, cell.eval_split)
+        stream = (
+            cell.dataset.key,
+            cell.n_tasks,
+            cell.protocol.key,
+            cell.class_order_seed,
+            cell.run_seed,
+            cell.eval_split,
+        )
         last = cell.train_keys[cell.trained_tasks[-1]]
         streams.setdefault(stream, {}).setdefault(last, []).append(cell)
     parts = max(1, math.ceil(2 * slots / max(1, len(streams))))
@@ -332,3 +353,97 @@ def pack(cells: Sequence[Cell], slots: int) -> list[list[Cell]]:
             cost[lightest] += chain[0].opt_steps() * (1 + 0.1 * len(chain))
         trials += bins
     return sorted(trials, key=lambda trial: -sum(cell.opt_steps() for cell in trial))
+
+
+# ---- what a person reads before anything runs --------------------------------------------------------------------
+def estimate(plan: Plan, results: Path) -> tuple[float | None, float]:
+    """(core seconds, bytes) that running the plan takes: seconds from records of the same protocol where there are
+    any (None otherwise), bytes as an upper bound.
+    """
+    spent: dict[str, float] = {}
+    per_step: list[float] = []
+    for record in read_records(results):
+        if record["status"] == "done" and record["totals"]["opt_steps"]:
+            told = record["coordinates"]
+            cost = record["totals"]["train_s_alone"] + record["totals"]["merge_s"] + record["totals"]["eval_s"]
+            spent[f"{told['dataset']} {told['n_tasks']} {told['protocol']} {told['variant']}"] = cost
+            if plan.cells and told["protocol"] == plan.cells[0].protocol.key:
+                per_step.append(cost / record["totals"]["opt_steps"])
+    seconds = 0.0
+    for cell in plan.to_run:
+        known = spent.get(f"{cell.dataset.key} {cell.n_tasks} {cell.protocol.key} {cell.method.variant}")
+        typical = sorted(per_step)[len(per_step) // 2] if per_step else cell.protocol.seconds_per_step
+        if known is None and typical is None:
+            return None, 0.0
+        seconds += known if known is not None else float(typical or 0) * cell.opt_steps()
+    share = plan.trainings / plan.trainings_alone if plan.trainings_alone else 1.0
+    weights = [weights_file(c.protocol) for c in plan.to_run if c.protocol.backbone.weights]
+    model = max((f.stat().st_size for f in weights), default=50_000_000)
+    predictions = max((c.dataset.test * c.n_tasks * 4 for c in plan.to_run), default=0)
+    return seconds * share, float(plan.trainings * model + len(plan.to_run) * (predictions + 50_000))
+
+
+def preflight(plan: Plan, results: Path) -> None:
+    """Refuse to start what could not be written.
+
+    Raises:
+        UserError: the results folder is not writable, or too little space is left on its disk.
+    """
+    try:
+        (results / "runs").mkdir(parents=True, exist_ok=True)
+        write_atomic(results / "runs" / ".writable", "")
+        (results / "runs" / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--results {results}: cannot write there ({error.strerror}); name another folder") from None
+    _, size = estimate(plan, results)
+    free = shutil.disk_usage(results).free
+    if size + 2**26 > free:
+        raise UserError(
+            f"--results {results}: {free / 1e9:.2f} GB free, up to {(size + 2**26) / 1e9:.2f} GB needed; "
+            "free some space (clmerge cache prune) or name another folder"
+        )
+
+
+def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | None) -> str:
+    """The plan in a few lines."""
+    cells = plan.cells
+    datasets = ", ".join(dict.fromkeys(f"{c.dataset.key} T={c.n_tasks}" for c in cells))
+    methods = len({c.method.variant for c in cells})
+    repeats = len({(c.class_order_seed, c.run_seed) for c in cells})
+    lines = [
+        f"{len(cells)} cells: {datasets}; {methods} method{'s' * (methods > 1)}, "
+        f"{repeats} repeat{'s' * (repeats > 1)}, protocol {cells[0].protocol.variant_of or cells[0].protocol.key}"
+        + (", validation split" * (suite.eval_split == "val"))
+    ]
+    told = {"done": plan.done, "failed before": plan.failed, "begun": plan.partial}
+    states = [f"{len(ids)} {name}" for name, ids in told.items() if ids]
+    lines.append(f"  {', '.join([*states, f'{len(plan.to_run)} to run'])}")
+    if plan.stale:
+        again = (
+            "run again"
+            if {c.id for c in plan.to_run} & set(plan.stale)
+            else "kept as they are; --rerun stale runs them again"
+        )
+        lines.append(f"  {len(plan.stale)} stale (their code has changed since): {again}")
+    if plan.to_run:
+        seconds, size = estimate(plan, results)
+        if plan.trainings:
+            work = f"  {plan.trainings} task trainings ({plan.trainings_alone} without sharing)"
+        else:
+            work = "  nothing is trained: every training is in the cache; only merges and evaluations run"
+        if seconds is not None and processes:
+            work += f", about {_duration(seconds / processes)} on {processes} process{'es' * (processes > 1)}"
+        lines.append(f"{work}, at most {max(1, size / 1e6):,.0f} MB of disk")
+    for key, why_not in plan.blocked.items():
+        lines.append(f"  not on this machine: {key}: {why_not}")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -142,7 +142,9 @@ class Registry:
         except Exception as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
             line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
-            raise UserError(f"plugin {file}, line {line}: {type(error).__name__}: {error}; mend or remove it") from error
+            raise UserError(
+                f"plugin {file}, line {line}: {type(error).__name__}: {error}; mend or remove it"
+            ) from error
         self._add(take_declared(), str(file))
 
     def _add(self, things: Iterable[type[Plugin] | NamedMethod], source: str) -> None:
@@ -280,14 +282,14 @@ def check_options(cls: type[Plugin], given: Mapping[str, Any], where: str) -> di
     return values
 
 
-@cache
 def _adapter(cls: type[Plugin], name: str) -> pydantic.TypeAdapter[Any]:
     spec = cls.options()[name]
     hint = spec.type
     if isinstance(hint, str):
         # Only this field's annotation: others may name types that are imported for checkers alone.
         hint = eval(hint, dict(vars(sys.modules[cls.__module__])))
-    return pydantic.TypeAdapter(Annotated[hint, pydantic.Field(**spec.metadata["bounds"])])
+    constrained: Any = Annotated[hint, pydantic.Field(**spec.metadata["bounds"])]
+    return pydantic.TypeAdapter(constrained)
 
 
 def _spell(value: Any) -> str:
@@ -345,6 +347,10 @@ def _parsed(path: Path) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:]
     return tree

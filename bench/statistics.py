@@ -39,7 +39,13 @@ def balanced_sample(index: Tensor, columns: Tensor, count: int, generator: torch
 
 
 def diagonal_fisher(
-    backbone: Backbone, weights: Weights, head: Head, x: Tensor, y: Tensor, kind: str = "empirical", temperature: float = 1.0
+    backbone: Backbone,
+    weights: Weights,
+    head: Head,
+    x: Tensor,
+    y: Tensor,
+    kind: str = "empirical",
+    temperature: float = 1.0,
 ) -> Weights:
     """Diagonal Fisher (P,) of the adapted weights: a mean over the samples given.
 
@@ -80,10 +86,14 @@ def diagonal_fisher(
                 p = torch.softmax(head(backbone.features(weights, xs)) / temperature, -1)
             targets = [(torch.full_like(ys, c), p[:, c]) for c in range(p.shape[1])]
         for target, weight in targets:
-            for name, squares in _linear_squares(backbone, weights, linears, xs, target, weight, log_likelihood).items():
+            for name, squares in _linear_squares(
+                backbone, weights, linears, xs, target, weight, log_likelihood
+            ).items():
                 total[name] += squares
             if others:
-                for name, squares in _other_squares(backbone, weights, others, xs, target, weight, log_likelihood).items():
+                for name, squares in _other_squares(
+                    backbone, weights, others, xs, target, weight, log_likelihood
+                ).items():
                     total[name] += squares
     return Weights(torch.cat([total[n].reshape(-1) for n in shapes]).to(weights.vector) / len(x), weights.layout)
 
@@ -119,7 +129,10 @@ def _linear_squares(
     gradients = torch.autograd.grad(likelihood, [output for _, output in seen.values()])
     squares = {}
     for (module, (inputs, _)), g in zip(seen.items(), gradients, strict=True):
-        g, a = g.flatten(1, -2) if g.dim() > 2 else g[:, None], inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
+        g, a = (
+            g.flatten(1, -2) if g.dim() > 2 else g[:, None],
+            inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None],
+        )
         for name in (n for n, m in linears.items() if m is module):
             if name.endswith(".bias"):
                 squares[name] = w @ g.sum(1).square()

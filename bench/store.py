@@ -89,6 +89,6 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] |
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["clmerge"])
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["clmerge"])  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None

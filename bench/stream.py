@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ def class_order(classes: int, seed: int) -> list[int]:
     """The classes in the order in which they arrive: ``numpy.random.RandomState(seed).permutation``, as most of the
     field's code has it.
     """
-    return [int(c) for c in np.random.RandomState(seed).permutation(classes)]  # noqa: NPY002
+    return [int(c) for c in np.random.RandomState(seed).permutation(classes)]
 
 
 def boundaries(classes: int, n_tasks: int) -> list[range]:
@@ -23,7 +24,7 @@ def boundaries(classes: int, n_tasks: int) -> list[range]:
     divide the class count.
     """
     edges = [classes * i // n_tasks for i in range(n_tasks + 1)]
-    return [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 @dataclass(frozen=True)

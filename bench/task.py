@@ -1,4 +1,4 @@
-"""The Task that a rule sees, twice: live in a run, and recorded from tensors (references, checkpoints from elsewhere)."""
+"""The Task that a rule sees, twice: live in a run, and recorded from tensors (references, other people's weights)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,14 @@ class LiveTask:
         began = time.perf_counter()
         at = at or self.trained
         head, count = self.heads[-1], self.protocol.fisher_samples
-        place = [self.current.content, len(self.current.train), kind, count, self.run_seed, self.protocol.train.temperature]
+        place = [
+            self.current.content,
+            len(self.current.train),
+            kind,
+            count,
+            self.run_seed,
+            self.protocol.train.temperature,
+        ]
         bits = Weights.of({"w": head.weight, "b": head.bias}).digest()
         key = key_of("fisher", at.digest(), bits, place, code_of_modules("statistics.py"))
         kept = self.store.load("fisher", key)
@@ -123,7 +130,12 @@ class LiveTask:
             index = torch.cat([task.val for task in self.stream.tasks[: self.t]])
             head = concatenate(self.heads)
             hits = sum(
-                int((head(self.backbone.features(weights, self.stream.train_images[part])).argmax(1) == self.stream.train_columns[part]).sum())
+                int(
+                    (
+                        head(self.backbone.features(weights, self.stream.train_images[part])).argmax(1)
+                        == self.stream.train_columns[part]
+                    ).sum()
+                )
                 for part in index.split(self.protocol.eval_batch)
             )
         return hits / len(index)
@@ -158,7 +170,9 @@ class RecordedTask:
             UserError: none was given, or one at other weights than theta*_t is asked for.
         """
         if kind not in self.fishers or at is not None:
-            raise UserError(f"task {self.t}: the rule needs a Fisher ({kind}{' at other weights' if at else ''}); give it one")
+            raise UserError(
+                f"task {self.t}: the rule needs a Fisher ({kind}{' at other weights' if at else ''}); give it one"
+            )
         return self.fishers[kind]
 
     def _no_images(self) -> UserError:
@@ -212,4 +226,3 @@ def merge_recorded(
         if scalars is not None:
             scalars.append(task.scalars)
     return out
-

@@ -78,7 +78,9 @@ def train(
         theta = adapter.weights()
         point = trainer.weights(theta, start, rng)
         if step in ONSET and adapter.parameters:
-            point = point.map(lambda v: v.view_as(v))  # a node of its own: its gradient is the loss's, not the penalty's
+            point = point.map(
+                lambda v: v.view_as(v)
+            )  # a node of its own: its gradient is the loss's, not the penalty's
             point.vector.retain_grad()
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
             features = backbone.features(point, x)
@@ -102,13 +104,15 @@ def train(
     if not bool(torch.isfinite(weights.vector).all() & torch.isfinite(head.weight).all()):
         raise FloatingPointError(f"training of task {tasks[-1].t} diverged; lower train.lr or train.head_lr")
     splits = [len(task.columns) for task in tasks]
-    heads = [Head(w, b) for w, b in zip(head.weight.detach().split(splits), head.bias.detach().split(splits), strict=True)]
+    heads = [
+        Head(w, b) for w, b in zip(head.weight.detach().split(splits), head.bias.detach().split(splits), strict=True)
+    ]
     recorded = {"snapshots": snapshots} if snapshot_at else {}
     return Learnt(weights, heads, total, time.perf_counter() - began, onset, recorded)
 
 
 def _batches(index: Tensor, config: TrainConfig, run_seed: int, content: str) -> Iterator[Tensor]:
-    """Image indices (b,): each epoch a permutation that depends on run, task and epoch alone; the rest is not dropped."""
+    """Image indices (b,): each epoch a permutation, a function of run, task and epoch; the last, short batch counts."""
     for epoch in range(config.epochs):
         order = torch.randperm(len(index), generator=torch_rng("batches", run_seed, content, epoch))
         yield from index[order.to(index.device)].split(config.batch)

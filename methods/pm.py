@@ -4,8 +4,9 @@
 each, Delta = theta - theta_start: the LoRA product scaled by 1, 1 + eps or 1 - eps. No extra pass. In expectation this
 adds (eps^2 / 3) Delta^T H Delta to the loss: curvature along the task vector is paid for.
 
-**Merge.** theta_hat_t = h + alpha_t D with h = theta_hat_{t-1}, D = theta*_t - h, and alpha_t the minimiser along D of the
-summed quadratic loss increase Q(x) = 1/2 sum_{i<=t} (x - theta*_i)^T H_i (x - theta*_i), H_i the diagonal empirical Fisher:
+**Merge.** theta_hat_t = h + alpha_t D with h = theta_hat_{t-1}, D = theta*_t - h, and alpha_t the minimiser along D of
+the summed quadratic loss increase Q(x) = 1/2 sum_{i<=t} (x - theta*_i)^T H_i (x - theta*_i), H_i the diagonal empirical
+Fisher:
 
     alpha_t = - sum_{i<=t} (h - theta*_i)^T H_i D / sum_{i<=t} D^T H_i D
 
@@ -107,5 +108,7 @@ method("pm", "perturb+pm_alpha@merged", title="P&M", paper=PAPER, about="perturb
 method("lora_m", "plain+pm_alpha@merged", title="P&M, no perturbation", paper=PAPER, status="variant")
 method("lora_m_gauss", "gauss+pm_alpha@merged", title="P&M, Gaussian", paper=PAPER, status="variant")
 method("pm_average", "perturb+average@merged", title="P&M, 1/t", paper=PAPER, status="variant")
-method("pm_per_module", "perturb+pm_alpha@merged:per_module=true", title="P&M, per module", paper=PAPER, status="variant")
+method(
+    "pm_per_module", "perturb+pm_alpha@merged:per_module=true", title="P&M, per module", paper=PAPER, status="variant"
+)
 method("pm_oracle", "perturb+pm_alpha_oracle@merged", title="P&M, oracle alpha", paper=PAPER, status="oracle")

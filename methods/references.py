@@ -4,7 +4,8 @@
 * `joint`: one training on the union of all tasks from theta_0, all heads under one softmax; as many epochs as a task.
 * `joint_local`: the same data, but each sample's cross-entropy over its own task's classes, heads concatenated: the
   ceiling of anything that keeps per-task heads. The gap to `joint` is confusion between heads, not forgetting.
-* `experts`: task i is answered by theta*_i and its own head, the true task given: the normaliser of the merging literature.
+* `experts`: task i is answered by theta*_i and its own head, the true task given: the normaliser of the merging
+  literature.
 """
 
 from bench.method import Rule, Task, Trainer, Weights, method, rule, trainer

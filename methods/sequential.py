@@ -25,5 +25,9 @@ class FixedA(Trainer):
 
 method("finetune", "plain+last@previous", title="Sequential", status="baseline", about="sequential fine-tuning")
 method(
-    "lora_fixed_a", "fixed_a+last@previous", title="Sequential, A fixed", status="baseline", about="only LoRA's B trained"
+    "lora_fixed_a",
+    "fixed_a+last@previous",
+    title="Sequential, A fixed",
+    status="baseline",
+    about="only LoRA's B trained",
 )

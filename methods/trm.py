@@ -1,12 +1,13 @@
-"""TRM†, Trajectory Regularized Merging: **our reconstruction from the abstract of arXiv:2605.08311, not the authors' method**.
+"""TRM†, Trajectory Regularized Merging (arXiv:2605.08311): **our reconstruction from the abstract, not the authors'**.
 
 The abstract says: merging is an optimisation in an augmented trajectory subspace with three objectives (task alignment,
 prediction consistency, gradient responsiveness), needs no stored knowledge, and targets the vanishing gradients at the
 start of the next task. Every equation below is ours.
 
 **Basis.** h = theta_hat_{t-1}; K snapshots theta^(1..K) of training at equally spaced steps, theta^(K) = theta*_t. Per
-layer l the candidates u_K = theta^(K) - h, u_0 = h - theta_0, u_{K-1}, ..., u_1 (u_k = theta^(k) - h) are made orthonormal,
-v_{j,l}, by two passes of modified Gram-Schmidt in float64; one whose residual falls under 1e-4 of its norm is dropped.
+layer l the candidates u_K = theta^(K) - h, u_0 = h - theta_0, u_{K-1}, ..., u_1 (u_k = theta^(k) - h) are made
+orthonormal, v_{j,l}, by two passes of modified Gram-Schmidt in float64; one whose residual falls under 1e-4 of its
+norm is dropped.
 
     theta_hat_t(a)_l = h_l + sum_j s_l a_{j,l} v_{j,l},    s_l = ||u_{K,l}||,   a = 1/t on v_K and 0 elsewhere at first
 
@@ -15,7 +16,7 @@ so 0 steps give the running average, and a layer that training left alone keeps 
 **Objective** on batches of the current task, Adam on a: L = L_align + lambda_c L_cons + lambda_g L_grad,
 
     L_align = cross-entropy of the current head (the training loss's temperature is not applied)
-    L_cons  = tau^2 KL( softmax(z_old(h) / tau) || softmax(z_old(a) / tau) ),  logits of the old heads on the same images
+    L_cons  = tau^2 KL( softmax(z_old(h) / tau) || softmax(z_old(a) / tau) ),  old heads' logits on the same images
     L_grad  = max(0, 1 - ||g(a)|| / (rho g_ref))^2,  g(a) = dL_align/da,  g_ref = mean of ||g(0)|| over 8 batches
 
 L_grad asks the merged point to keep a fraction rho of the responsiveness that h had. Its gradient takes a
@@ -122,7 +123,7 @@ class Objective:
         """theta_hat(a)."""
         return self.task.served + assemble(self.basis, self.s * a, self.task.served)
 
-    def g(self, a: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def g(self, a: Tensor, x: Tensor, y: Any) -> Tensor:
         """dL_align/da, without a graph."""
         import torch
         from torch.nn.functional import cross_entropy
@@ -164,6 +165,27 @@ class Objective:
 PAPER = "arXiv:2605.08311"
 ABOUT = "reconstruction from the abstract"
 method("trm", "plain+trm@merged", title="TRM", paper=PAPER, status="reconstruction", about=ABOUT)
-method("trm_init", "plain+trm@merged:steps=0", title="TRM init", paper=PAPER, status="reconstruction", about="0 steps: average@merged")
-method("trm_no_grad", "plain+trm@merged:lambda_g=0", title="TRM, no gradient term", paper=PAPER, status="reconstruction", about=ABOUT)
-method("trm_no_cons", "plain+trm@merged:lambda_c=0", title="TRM, no consistency", paper=PAPER, status="reconstruction", about=ABOUT)
+method(
+    "trm_init",
+    "plain+trm@merged:steps=0",
+    title="TRM init",
+    paper=PAPER,
+    status="reconstruction",
+    about="0 steps: average@merged",
+)
+method(
+    "trm_no_grad",
+    "plain+trm@merged:lambda_g=0",
+    title="TRM, no gradient term",
+    paper=PAPER,
+    status="reconstruction",
+    about=ABOUT,
+)
+method(
+    "trm_no_cons",
+    "plain+trm@merged:lambda_c=0",
+    title="TRM, no consistency",
+    paper=PAPER,
+    status="reconstruction",
+    about=ABOUT,
+)

@@ -62,30 +62,37 @@ class Report:
         """The tables as booktabs floats."""
         return tables.latex(self.blocks, self.config.columns, self.config.caption)
 
-    def terminal(self) -> Group:
-        """The tables and, where some are declared, the contrasts for ``rich``."""
+    def terminal(self, contrasts: bool = True) -> Group:
+        """The tables and, where some are declared and wanted, the contrasts for ``rich``."""
         from rich.console import Group
         from rich.text import Text
 
         parts = [Text(self.config.caption.strip())] if self.config.caption else []
         notes = [Text(note, style="dim") for note in self.notes]
-        declared = [self.contrasts.terminal()] if self.contrasts.results else []
+        declared = [self.contrasts.terminal()] if contrasts and self.contrasts.results else []
         return Group(*parts, tables.terminal(self.blocks, self.config.columns), *notes, *declared)
 
 
-def build_report(results_dir: Path, report_yaml: Path | None = None, stale: Collection[str] = frozenset()) -> Report:
+def build_report(
+    results_dir: Path,
+    report_yaml: Path | None = None,
+    stale: Collection[str] = frozenset(),
+    only: Collection[str] | None = None,
+) -> Report:
     """Read the records and summarise them.
 
     Args:
         results_dir: the folder that holds ``runs/``.
         report_yaml: a :class:`ReportConfig`; ``None`` shows everything with the default columns and no contrasts.
         stale: ids of cells whose code has changed since.
+        only: ids of the cells to show; None: all.
 
     Raises:
         UserError: no records (of the report's protocol), or a mistake in the report file.
     """
     config = ReportConfig() if report_yaml is None else read_yaml(report_yaml, ReportConfig)
-    every = detailed_rows(read_records(results_dir), stale)
+    records = [r for r in read_records(results_dir) if only is None or r["id"] in only]
+    every = detailed_rows(records, stale)
     known = [row for row in every if row["dataset"] is not None]
     mine = [row for row in known if config.protocol in (None, row["protocol"])]
     if not mine:

@@ -1,0 +1,50 @@
+# Every target sets .venv up first (instant when it is there); all real work is `clmerge`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+empty  :=
+# Command-line narrowing: make bench DATASETS="glyphs digits" TASKS="5 10" METHODS="pm average@merged" SEEDS=3 ...
+flag    = $(if $($(1)),--$(2) "$($(1))")
+GRID    = $(call flag,SUITE,suite) $(call flag,DATASETS,datasets) $(call flag,TASKS,tasks) $(call flag,METHODS,methods) \
+          $(call flag,START,start) $(call flag,SEEDS,seeds) $(call flag,PROTOCOL,protocol) $(call flag,RESULTS,results) \
+          $(call flag,DATA,data)
+RUN     = $(GRID) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,EXECUTOR,executor) $(call flag,WORKERS,workers) \
+          $(call flag,SHARD,shard) $(call flag,RERUN,rerun)
+
+.PHONY: setup bench plan report smoke test lint clean help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+setup: $(VENV)/.ready  ## make .venv and install
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "clmerge needs Python 3.10 or newer; set PYTHON=..."; exit 2; }
+	@echo "setting up $(VENV) (about 5 GB, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+bench: setup  ## run the grid and print the table (see README for DATASETS=, METHODS=, ...)
+	@$(BIN)/clmerge run $(RUN)
+
+plan: setup  ## say what `make bench` would do
+	@$(BIN)/clmerge plan $(GRID)
+
+report: setup  ## write tables and figures of the results at hand to reports/out
+	@$(BIN)/clmerge report $(call flag,RESULTS,results)
+
+smoke: setup  ## the whole path in under a minute: every method in-process, then one trial under Ray
+	@rm -rf results/smoke
+	@$(BIN)/clmerge run --suite smoke --executor local --results results/smoke
+	@$(BIN)/clmerge run --suite smoke --executor ray --results results/smoke --methods pm --seeds 1,2
+	@$(BIN)/clmerge report --results results/smoke --out results/smoke/report
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test: lint  ## lint, types and tests
+	@$(BIN)/python -m pytest
+
+clean:  ## delete .venv, results of runs, prepared data and generated reports (published results stay)
+	rm -rf $(VENV) results/runs results/cache results/ray results/smoke reports/out data/prepared .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,217 @@
+"""Running trials: through Ray Tune or in this process, several at once where there is room, and to be interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.conductor import Conductor, clean_up_after_killed, cluster_address
+from bench.display import Display, why_failed
+from bench.errors import UserError
+from bench.plan import Cell
+from bench.registry import plugin_places
+from bench.trial import record_path, run_trial, stamp
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How and where trials are run."""
+
+    results: Path  #: absolute
+    data: Path  #: absolute
+    plugins: tuple[Path, ...] = ()  #: absolute; their folders are searched for datasets too
+    executor: Literal["ray", "local"] = "ray"
+    use_cache: bool = True
+    gpus_per_run: float | None = None  #: 0 to 1; None: 1 where there are GPUs
+    workers: int | None = None  #: processes at once; None: as many as there are cores (or GPUs) for
+    quiet: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of the cells."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  #: cell id to a one-line reason
+
+
+class Interrupted(Exception):
+    """Ctrl-C, SIGTERM or SIGHUP came, and all our processes are gone. What is finished is kept.
+
+    Attributes:
+        finished, total: cells of this call.
+    """
+
+    def __init__(self, finished: int, total: int) -> None:
+        super().__init__(f"interrupted with {finished} of {total} runs finished")
+        self.finished, self.total = finished, total
+
+
+def slots(execution: Execution, threads: int) -> int:
+    """How many trials run at once: what the planner packs for.
+
+    On CPUs one process for every ``threads`` cores, since two processes of one thread do more than one of two
+    (``benchmarks/processes.py``). On GPUs as many as ``gpus_per_run`` allows.
+
+    Args:
+        execution: see there.
+        threads: of one process (a field of the protocol).
+
+    Raises:
+        UserError: fewer than one worker, a share of a GPU outside 0..1, or GPUs asked for where there are none.
+    """
+    share, workers = execution.gpus_per_run, execution.workers
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers: {workers} processes can run nothing; use 1 or more")
+    if share is not None and not 0 <= share <= 1:
+        raise UserError(f"--gpus-per-run: {share:g} is not between 0 and 1; a run uses one GPU or a share of it")
+    if execution.executor == "local":
+        return 1
+    cpus, gpus = _cluster() if cluster_address() else (_cores(), _gpus())
+    if share and not gpus:
+        raise UserError(f"--gpus-per-run: {share:g} was asked for, and no GPU is here; leave it out or use 0")
+    share = min(1, gpus) if share is None else share
+    room = int(1 / share + 1e-9) * gpus if share else max(1, cpus // threads)
+    # On one machine the number of processes is the user's to choose; a cluster's bounds are Ray's to keep.
+    return workers or room if not share else min(workers or room, room)
+
+
+def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Outcome:
+    """Run trials to records. A cell that fails or kills its process becomes a failed record; the others go on.
+
+    Args:
+        trials: cells that share a process, see :func:`bench.plan.pack`. Their old records, if any, are replaced.
+        execution: how and where.
+        threads: of one process (a field of the protocol).
+
+    Raises:
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP.
+        UserError: see :func:`slots`; or Ray did not start, or stopped.
+    """
+    cells = [cell for trial in trials for cell in trial]
+    if not cells:
+        return Outcome()
+    job = uuid.uuid4().hex
+    before = {cell.id: stamp(record_path(execution.results, cell.id)) for cell in cells}
+    common = {
+        "results": str(execution.results),
+        "data": str(execution.data),
+        "plugins": [str(place) for place in plugin_places(execution.plugins)[1:]],
+        "use_cache": execution.use_cache,
+        "gpu": execution.gpus_per_run != 0,
+        "job": job,
+    }
+    specs = [
+        {"cells": [c.request for c in trial], "before": {c.id: before[c.id] for c in trial}, **common}
+        for trial in trials
+    ]
+    display = Display(cells, execution.results, job, before, execution.quiet)
+    broken: dict[int, str] = {}
+    log = execution.results / "ray" / job / "log.txt"
+    try:
+        with _terminations_interrupt(), display:
+            if execution.executor == "local":
+                for spec in specs:
+                    run_trial(spec)
+            else:
+                broken = _run_on_ray(specs, execution, threads, job)
+    except KeyboardInterrupt:
+        raise Interrupted(len(display.records), len(cells)) from None
+
+    outcome = Outcome()
+    for number, trial in enumerate(trials):
+        left = [cell.id for cell in trial if cell.id not in display.records]
+        reason = f"{broken.get(number, 'its process ended without a record')} (log: {log.with_name(f'{number}.error')})"
+        outcome.failed |= dict.fromkeys(left, reason)
+        if left:
+            display.failed(f"{len(left)} runs, {left[0]} first,", broken.get(number, reason), log)
+    for cell_id, record in display.records.items():
+        why = why_failed(record)
+        if why is None:
+            outcome.done.append(cell_id)
+        else:
+            outcome.failed[cell_id] = why
+    return outcome
+
+
+def _run_on_ray(specs: list[dict[str, Any]], execution: Execution, threads: int, job: str) -> dict[int, str]:
+    """Returns what went wrong outside of any cell, by trial."""
+    jobs = execution.results / "ray"
+    clean_up_after_killed(jobs)
+    settings = {
+        "slots": slots(execution, threads),
+        "workers": execution.workers,
+        "gpus": 0 if cluster_address() or execution.gpus_per_run == 0 else _gpus(),
+        "gpus_per_run": execution.gpus_per_run,
+        "threads": threads,
+    }
+    with Conductor(jobs / job, settings, specs) as conductor:
+        conductor.process.wait()
+    errors = conductor.errors()
+    if not conductor.finished():
+        lines = conductor.log.read_text(errors="replace").strip().splitlines() or ["no message"]
+        raise UserError(
+            f"Ray stopped before all was run: {lines[-1]} (log: {conductor.log}); what is finished is kept, "
+            "start again or use --executor local"
+        )
+    if not errors:
+        shutil.rmtree(conductor.folder, ignore_errors=True)
+        if not any(jobs.iterdir()):
+            jobs.rmdir()
+    return errors
+
+
+@contextmanager
+def _terminations_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does, for the length of a block."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    ours = [] if threading.current_thread() is not threading.main_thread() else [signal.SIGTERM, signal.SIGHUP]
+    # Where somebody has already decided (nohup, an outer program), it stays so.
+    before = {number: signal.signal(number, interrupt) for number in ours if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _cores() -> int:
+    """Cores that this process may use: a container's or a job's share, not the machine's."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def _gpus() -> int:
+    """GPUs that this process may use; torch is asked only where there is a driver."""
+    if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _cluster() -> tuple[int, int]:
+    """Cores and GPUs of the cluster to join, asked by a process of its own: Ray takes over the one that imports it."""
+    question = (
+        "import ray; ray.init(log_to_driver=False); r = ray.cluster_resources(); print(r.get('CPU'), r.get('GPU'))"
+    )
+    asked = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        why = (asked.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"RAY_ADDRESS: no cluster answers at {cluster_address()}: {why}; start one or unset it")
+    cpus, gpus = asked.stdout.split()[-2:]
+    return int(float(cpus)), 0 if gpus == "None" else int(float(gpus))
