@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +86,13 @@ class Conductor:
         except subprocess.TimeoutExpired:
             pass
         finally:
+            stops = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
             self.process.kill()
             self.process.wait()
             clean_up(self.folder)
             self._alive.release()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def errors(self) -> dict[int, str]:
         """Trials that could not run: number and the last line of what went wrong."""
@@ -111,10 +116,8 @@ def clean_up(folder: Path) -> None:
     until = time.monotonic() + 10
     while (ours := _processes(folder.name)) and time.monotonic() < until:
         for process in ours:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                pass
         psutil.wait_procs(ours, timeout=1)
     shutil.rmtree(job["temporary"], ignore_errors=True)
 
@@ -157,26 +160,30 @@ def main(folder: Path) -> None:
     import ray
     from ray import tune
 
-    if cluster_address() is not None:
-        ray.init(log_to_driver=True)
+    if job["own"] is None:
+        ray.init()
     else:
         ray.init(
             address="local",
-            num_cpus=job["slots"],
-            num_gpus=job["gpus"],
+            num_cpus=job["own"]["cpus"],
+            num_gpus=job["own"]["gpus"],
             include_dashboard=False,
+            _node_ip_address="127.0.0.1",  # not to be reached from elsewhere, and no matter which network comes or goes
             object_store_memory=80 << 20,  # the least that Ray takes; nothing is passed through it
             _temp_dir=job["temporary"],
         )
     gpus = job["gpus_per_run"]
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-    cpus = job["threads"] if cluster_address() is not None else 1
+    cpus = job["threads"] if job["own"] is None else 1  # of our own cluster one CPU is one slot
     tune.Tuner(
         tune.with_resources(_trainable(folder, job["threads"]), {"cpu": cpus, "gpu": gpus}),
         param_space={"trial": tune.grid_search(list(range(job["trials"])))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=job["workers"], trial_dirname_creator=lambda trial: str(trial.config["trial"])
+            # A worker's imports take 6 to 9 s; on a GPU only a process that ends gives its memory back.
+            reuse_actors=not gpus,
+            max_concurrent_trials=job["workers"],
+            trial_dirname_creator=lambda trial: str(trial.config["trial"]),
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -187,7 +194,7 @@ def main(folder: Path) -> None:
         ),
     ).fit()
     (folder / "done").touch()
-    if cluster_address() is None:
+    if job["own"] is not None:
         clean_up(folder)  # at once, where Ray's own shutdown takes a second or two
         os._exit(0)
 

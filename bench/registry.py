@@ -341,9 +341,13 @@ def code_of_modules(*files: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-@lru_cache(maxsize=256)
 def _parsed(path: Path) -> ast.Module:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _without_docstrings(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=256)
+def _without_docstrings(source: str) -> ast.Module:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None

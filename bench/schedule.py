@@ -10,7 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -81,9 +81,10 @@ def slots(execution: Execution, threads: int) -> int:
     if share and not gpus:
         raise UserError(f"--gpus-per-run: {share:g} was asked for, and no GPU is here; leave it out or use 0")
     share = min(1, gpus) if share is None else share
-    room = int(1 / share + 1e-9) * gpus if share else max(1, cpus // threads)
-    # On one machine the number of processes is the user's to choose; a cluster's bounds are Ray's to keep.
-    return workers or room if not share else min(workers or room, room)
+    if share:
+        room = int(1 / share + 1e-9) * gpus
+        return min(workers or room, room)
+    return workers or max(1, cpus // threads)
 
 
 def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Outcome:
@@ -141,6 +142,10 @@ def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Out
             outcome.done.append(cell_id)
         else:
             outcome.failed[cell_id] = why
+    if not outcome.failed:
+        shutil.rmtree(log.parent, ignore_errors=True)
+        with suppress(OSError):  # another command's job lies there too
+            log.parent.parent.rmdir()
     return outcome
 
 
@@ -149,26 +154,20 @@ def _run_on_ray(specs: list[dict[str, Any]], execution: Execution, threads: int,
     jobs = execution.results / "ray"
     clean_up_after_killed(jobs)
     settings = {
-        "slots": slots(execution, threads),
+        "own": None if cluster_address() else {"cpus": slots(execution, threads), "gpus": _gpus()},
         "workers": execution.workers,
-        "gpus": 0 if cluster_address() or execution.gpus_per_run == 0 else _gpus(),
         "gpus_per_run": execution.gpus_per_run,
         "threads": threads,
     }
     with Conductor(jobs / job, settings, specs) as conductor:
         conductor.process.wait()
-    errors = conductor.errors()
     if not conductor.finished():
         lines = conductor.log.read_text(errors="replace").strip().splitlines() or ["no message"]
         raise UserError(
             f"Ray stopped before all was run: {lines[-1]} (log: {conductor.log}); what is finished is kept, "
             "start again or use --executor local"
         )
-    if not errors:
-        shutil.rmtree(conductor.folder, ignore_errors=True)
-        if not any(jobs.iterdir()):
-            jobs.rmdir()
-    return errors
+    return conductor.errors()
 
 
 @contextmanager
@@ -190,7 +189,7 @@ def _terminations_interrupt() -> Iterator[None]:
 
 def _cores() -> int:
     """Cores that this process may use: a container's or a job's share, not the machine's."""
-    from joblib import cpu_count
+    from joblib import cpu_count  # type: ignore[import-untyped]
 
     return int(cpu_count())
 
@@ -214,4 +213,4 @@ def _cluster() -> tuple[int, int]:
         why = (asked.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"RAY_ADDRESS: no cluster answers at {cluster_address()}: {why}; start one or unset it")
     cpus, gpus = asked.stdout.split()[-2:]
-    return int(float(cpus)), 0 if gpus == "None" else int(float(gpus))
+    return int(float(cpus)), int(float(gpus))

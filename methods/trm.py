@@ -62,18 +62,12 @@ class TRM(Rule):
             return task.trained
         from bench.minimise import minimise
 
-        h = task.served
         basis, s = trajectory_basis(task)  # (J, P) orthonormal within each layer, (J, layers) scales (0: dropped)
-        a = s.new_zeros(s.shape)
-        a[0] = 1 / task.t
-        task.log(dropped=float((s == 0).double().mean()))
-        if self.steps == 0:
-            return h + assemble(basis, s * a, h)
-        task.log(merge_steps=self.steps)
+        task.log(dropped=float((s == 0).double().mean()), merge_steps=self.steps)
         objective = Objective(self, task, basis, s)
-        a = minimise(objective.loss, a, self.steps, self.lr)
+        a = minimise(objective.loss, objective.initial, self.steps, self.lr)
         task.log(**objective.told)
-        return h + assemble(basis, s * a, h)
+        return objective.at(a)
 
 
 def trajectory_basis(task: Task) -> tuple[Tensor, Tensor]:
@@ -115,13 +109,16 @@ class Objective:
         self.batches: Iterator[Any] = task.batches(rule.batch, rule.steps, labelled=True)
         self.active = 0
         self.told: dict[str, float] = {}
-        zero = s.new_zeros(s.shape)
-        norms = [self.g(zero, x, y).norm() for x, y in task.batches(rule.batch, 8, labelled=True)]
-        self.g_ref = float(sum(norms) / len(norms))
+        self.average = task.served + (task.trained - task.served) / task.t
+        self.initial = s.new_zeros(s.shape)
+        self.initial[0] = 1 / task.t
+        zero, steps = s.new_zeros(s.shape), 8 if rule.steps and rule.lambda_g > 0 else 0
+        norms = [self.g(zero, x, y).norm() for x, y in task.batches(rule.batch, steps, labelled=True)]
+        self.g_ref = float(sum(norms) / max(1, len(norms)))
 
     def at(self, a: Tensor) -> Weights:
-        """theta_hat(a)."""
-        return self.task.served + assemble(self.basis, self.s * a, self.task.served)
+        """theta_hat(a), written around the average so that the initial point is the average to the last bit."""
+        return self.average + assemble(self.basis, self.s * (a - self.initial), self.average)
 
     def g(self, a: Tensor, x: Tensor, y: Any) -> Tensor:
         """dL_align/da, without a graph."""
