@@ -28,7 +28,8 @@ def pack(plugin: Plugin) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors[name] = value
             return {"tensor": name}
         if isinstance(value, dict):
-            return {"dict": [[k, walk(v, f"{name}.{k}")] for k, v in value.items()]}
+            # Named by place: keys with dots in them could give two tensors one name.
+            return {"dict": [[k, walk(v, f"{name}.{i}")] for i, (k, v) in enumerate(value.items())]}
         if isinstance(value, list):
             return {"list": [walk(v, f"{name}.{i}") for i, v in enumerate(value)]}
         if value is None or isinstance(value, bool | int | float | str):

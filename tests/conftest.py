@@ -1,0 +1,46 @@
+"""Shared by the tests of the equations: one thread, the shipped plugins, a tiny real stream and its backbone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.backbone import Backbone
+from bench.config import ProtocolConfig, load_dataset_config, load_protocol
+from bench.data.dataset import Dataset, load_dataset
+from bench.registry import Registry
+from bench.stream import Stream
+
+torch.set_num_threads(1)  # the number of threads changes bits
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    return Registry.load()
+
+
+@pytest.fixture(scope="session")
+def protocol() -> ProtocolConfig:
+    """One epoch: ten optimiser steps a task on :func:`stream`."""
+    return load_protocol("embedded", {"train.epochs": 1})
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_dataset(load_dataset_config("digits", []), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def stream(digits: Dataset) -> Stream:
+    return Stream(digits, 2, class_order_seed=0)
+
+
+@pytest.fixture(scope="session")
+def backbone(protocol: ProtocolConfig) -> Backbone:
+    return Backbone(protocol, load_dataset_config("digits", []).image)
+
+
+@pytest.fixture(scope="session")
+def full_backbone() -> Backbone:
+    """All weights adapted."""
+    return Backbone(load_protocol("embedded", {"adapter.kind": "full"}), load_dataset_config("digits", []).image)
