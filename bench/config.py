@@ -159,7 +159,8 @@ def check(data: dict[str, Any], model: type[S], where: str) -> S:
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is both unknown and missing: the first says more.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise unknown("key", key, _keys_beside(model, first["loc"]), where) from None

@@ -44,15 +44,16 @@ class Method:
     start: Start
     trainer_options: dict[str, Any]
     rule_options: dict[str, Any]
+    pinned: frozenset[str] = frozenset()  #: options whose default here is not the class's (its start, its protocol)
 
     @property
     def variant(self) -> str:
-        """The full spelling, options printed where they differ from the class's default."""
+        """The full spelling, options printed where they may differ from the class's default."""
         told = [
             f"{name}={_spell(value)}"
             for cls, options in ((self.trainer, self.trainer_options), (self.rule, self.rule_options))
             for name, value in options.items()
-            if value != cls.options()[name].default
+            if value != cls.options()[name].default or name in self.pinned
         ]
         return f"{self.trainer.key}+{self.rule.key}@{self.start}" + (":" + ",".join(told) if told else "")
 
@@ -218,6 +219,7 @@ class Registry:
         values: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         for values_of, cls in zip(values, (trainer, rule), strict=True):
             values_of.update({**cls.at_start.get(chosen, {}), **(tuned or {}).get(cls.key, {})})
+        pinned = frozenset(values[0]) | frozenset(values[1])
         for name, text in texts.items():
             prefix, _, bare = name.rpartition(".")
             sides = {"trainer": (trainer, values[0]), "rule": (rule, values[1])}
@@ -231,7 +233,7 @@ class Registry:
             sides[owners[0]][1][bare] = text
         trainer_options = check_options(trainer, values[0], f"{where}: {spelling!r}")
         rule_options = check_options(rule, values[1], f"{where}: {spelling!r}")
-        found = Method("", None, trainer, rule, chosen, trainer_options, rule_options)
+        found = Method("", None, trainer, rule, chosen, trainer_options, rule_options, pinned)
         named = self._name_of(found, tuned)
         key = named.key if named else found.variant.removeprefix("plain+")
         return dataclasses.replace(found, key=key, named=named)

@@ -94,7 +94,8 @@ def build_report(
     records = [r for r in read_records(results_dir) if only is None or r["id"] in only]
     every = detailed_rows(records, stale)
     known = [row for row in every if row["dataset"] is not None]
-    mine = [row for row in known if config.protocol in (None, row["protocol"])]
+    # A protocol with overrides, "embedded[train.lr=0.003]", is a block of its own in the same report.
+    mine = [row for row in known if config.protocol in (None, row["protocol"].partition("[")[0])]
     if not mine:
         under = f" under protocol {config.protocol!r} ({report_yaml}: protocol)" if config.protocol else ""
         raise UserError(f"{results_dir / 'runs'}: no records{under}; run some cells first, or name another --results")
