@@ -23,10 +23,10 @@ from bench.backbone import Backbone
 from bench.data.dataset import load_dataset
 from bench.environment import environment
 from bench.evaluate import count, predict
+from bench.grid import Cell
 from bench.heads import Head
 from bench.memory import nbytes, pack, unpack
 from bench.method import Rule, Trainer
-from bench.plan import Cell
 from bench.record import FORMAT, counts_sha256
 from bench.store import Store, load_tensors, save_tensors, write_atomic
 from bench.stream import Stream, TaskData

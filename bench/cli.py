@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from bench import __version__
-from bench.config import SuiteConfig, check, load_suite
+from bench.config import SuiteConfig
 from bench.errors import UserError
+from bench.options import asked_suite, common, grid
 from bench.registry import ROOT, Registry, plugin_places
-
-Command = Callable[..., None]
 
 
 class _Group(click.Group):
@@ -47,127 +43,13 @@ def cli() -> None:
     """
 
 
-def common(function: Command) -> Command:
-    """The options that mean the same on every command, and one line instead of a traceback for a user's mistake."""
-
-    @click.option(
-        "--results",
-        type=click.Path(path_type=Path),
-        envvar="CLMERGE_RESULTS",
-        default=Path("results"),
-        show_default=True,
-        help="Folder of records and cache.",
-    )
-    @click.option(
-        "--data",
-        type=click.Path(path_type=Path),
-        envvar="CLMERGE_DATA",
-        default=Path("data"),
-        show_default=True,
-        help="Folder of datasets.",
-    )
-    @click.option(
-        "--plugins",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        help="More plugin folders or files (also CLMERGE_PLUGINS).",
-    )
-    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-    @click.option("--quiet", is_flag=True, help="Print results only.")
-    @functools.wraps(function)
-    def wrapped(results: Path, data: Path, plugins: tuple[Path, ...], debug: bool, **options: Any) -> None:
-        try:
-            function(
-                results=results.expanduser().resolve(), data=data.expanduser().resolve(), plugins=plugins, **options
-            )
-        except UserError as error:
-            if debug:
-                raise
-            click.echo(f"clmerge: {error}", err=True)
-            sys.exit(2)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` closed it; not an error
-        except OSError as error:
-            if debug:
-                raise
-            click.echo(f"clmerge: {error.filename or 'file'}: {error.strerror or error}", err=True)
-            sys.exit(2)
-
-    return wrapped
-
-
-def grid(function: Command) -> Command:
-    """The options that say what the grid is."""
-
-    @click.option(
-        "--suite",
-        default="embedded",
-        show_default=True,
-        help="A grid from suites/, or a YAML file; the options below override it.",
-    )
-    @click.option("--datasets", help="Keys or YAML files; 'all': every dataset whose data is on this machine.")
-    @click.option("--tasks", help="Task counts, e.g. 5,10.")
-    @click.option("--methods", help="Names or spellings [trainer+]rule[@start][:field=value,...].")
-    @click.option("--start", help="pretrained, previous, merged: for every method that has the choice.")
-    @click.option("--seeds", help="Repeats: a count (3), a list (0,1,7) or a span (3-12).")
-    @click.option("--class-order-seed", type=click.IntRange(0), help="Pin the class order; repeats vary the run seed.")
-    @click.option("--run-seed", type=click.IntRange(0), help="Pin the run seed; repeats vary the class order.")
-    @click.option("--protocol", help="A preset or a YAML file.")
-    @click.option(
-        "--protocol-set",
-        "settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override one field, e.g. train.epochs=4.",
-    )
-    @click.option("--eval-split", type=click.Choice(["test", "val"]), help="val: train on 90 %, evaluate on the rest.")
-    @click.option(
-        "--rerun",
-        type=click.Choice(["stale", "done"]),
-        multiple=True,
-        help="Run these again although they have a record.",
-    )
-    @click.option("--shard", metavar="K/N", help="Only the K-th of N parts of the trials (job arrays).")
-    @click.option("--cache/--no-cache", "use_cache", default=True, help="Share trainings and statistics between cells.")
-    @functools.wraps(function)
-    def wrapped(**options: Any) -> None:
-        function(**options)
-
-    return wrapped
-
-
-def _asked(options: dict[str, Any]) -> tuple[SuiteConfig, dict[str, Any]]:
-    """The suite with the command line's overrides, and the protocol's overrides."""
-    suite = load_suite(options["suite"])
-    changes: dict[str, Any] = {}
-    for name in ("datasets", "tasks", "methods", "start"):
-        if options[name] is not None:
-            # A comma separates words unless it continues a method's options: ties:density=0.1,lam=1
-            words = [w for w in re.split(r"\s+|,(?![\w.]+=)", options[name]) if w]
-            if not words:
-                raise UserError(f"--{name}: empty; leave it out for the suite's own")
-            changes[name] = words
-    for name in ("seeds", "protocol", "eval_split"):
-        if options[name] is not None:
-            changes[name] = options[name]
-    overrides: dict[str, Any] = {}
-    for setting in options["settings"]:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--protocol-set: {setting!r} is not KEY=VALUE")
-        try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--protocol-set: {setting!r}: the value is not valid YAML") from None
-    return check({**suite.model_dump(), **changes}, SuiteConfig, "command line"), overrides
-
-
 def _planned(results: Path, data: Path, plugins: tuple[Path, ...], options: dict[str, Any]) -> tuple[Any, SuiteConfig]:
     """The plan of the grid that is asked for, and the suite."""
-    from bench.plan import expand, make_plan
+    from bench.grid import expand
+    from bench.plan import make_plan
     from bench.store import Store
 
-    suite, overrides = _asked(options)
+    suite, overrides = asked_suite(options)
     registry = Registry.load(plugins)
     folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
     cells, blocked = expand(suite, registry, data, folders, overrides, options["class_order_seed"], options["run_seed"])
@@ -199,10 +81,11 @@ def _shard(text: str | None, trials: list[Any]) -> list[Any]:
     type=click.FloatRange(0, min_open=True),
     help="GPUs a process, may be a fraction; default 1 where there are GPUs.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the cells' rows as JSON and nothing else.")
 @common
 def run(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, executor: str, workers: int | None,
-    gpus_per_run: float | None, **options: Any,
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, executor: Any, workers: int | None,
+    gpus_per_run: float | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Run what of the grid has no record yet, then print the table.
 
@@ -214,16 +97,8 @@ def run(
     from bench.schedule import Execution, Interrupted, execute, slots
 
     plan, suite = _planned(results, data, plugins, options)
-    execution = Execution(
-        results,
-        data,
-        tuple(plugin_places(plugins)[1:]),
-        executor,
-        options["use_cache"],
-        gpus_per_run,
-        workers,
-        quiet,
-    )
+    quiet, places = quiet or as_json, tuple(plugin_places(plugins)[1:])
+    execution = Execution(results, data, places, executor, options["use_cache"], gpus_per_run, workers, quiet)
     threads = max(cell.protocol.threads for cell in plan.cells)
     processes = slots(execution, threads)
     trials = _shard(options["shard"], pack(plan.to_run, processes))
@@ -235,12 +110,13 @@ def run(
         try:
             failed = execute(trials, execution, threads).failed
         except Interrupted as stop:
-            click.echo(f"\nInterrupted: {stop}. The same command goes on where it stopped.", err=True)
+            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
             sys.exit(130)
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted. The same command goes on where it stopped.", err=True)
-            sys.exit(130)
-    _print_table(results, {cell.id for cell in plan.cells}, suite, quiet)
+    ids, stale = {cell.id for cell in plan.cells}, set(plan.stale) - {cell.id for cell in plan.to_run}
+    if as_json:
+        click.echo(json.dumps(_rows(results, stale, suite.eval_split, ids), indent=1))
+    else:
+        _print_table(results, ids, stale, suite, quiet)
     if not quiet:
         click.echo(f"records: {results / 'runs'}\nreport:  clmerge report writes Markdown, LaTeX, CSV and figures")
     if failed:
@@ -254,20 +130,28 @@ def _report_yaml(suite: SuiteConfig) -> Path | None:
     return file if file.is_file() else None
 
 
-def _print_table(results: Path, ids: set[str], suite: SuiteConfig, quiet: bool) -> None:
+def _rows(results: Path, stale: set[str], eval_split: str, only: set[str] | None = None) -> list[dict[str, Any]]:
+    """One row a cell, with the columns of ``clmerge results``."""
+    from bench.record import read_records
+    from bench.report.frame import rows
+
+    return rows([r for r in read_records(results) if only is None or r["id"] in only], stale, eval_split)
+
+
+def _print_table(results: Path, ids: set[str], stale: set[str], suite: SuiteConfig, quiet: bool) -> None:
     from rich.console import Console
 
     from bench.report import build_report
 
-    report = build_report(results, _report_yaml(suite), stale_ids(results), only=ids)
+    report = build_report(results, _report_yaml(suite), stale, only=ids)
     # A pipe has no width: print wide rather than cut columns off.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(report.terminal(contrasts=not quiet))
 
 
-def stale_ids(results: Path, plugins: tuple[Path, ...] = ()) -> set[str]:
+def stale_ids(results: Path, plugins: tuple[Path, ...]) -> set[str]:
     """Ids of records whose code, as it is now, differs (a plugin that is gone counts as changed)."""
-    from bench.plan import cell_of
+    from bench.grid import cell_of
     from bench.record import read_records
 
     registry = Registry.load(plugins)
@@ -354,10 +238,9 @@ def results(
     eval_split: str,
 ) -> None:
     """Print one row a cell: coordinates, metrics (percent, unrounded), costs."""
-    from bench.record import read_records
-    from bench.report.frame import csv_text, rows, write_csv
+    from bench.report.frame import csv_text, write_csv
 
-    found = rows(read_records(results), stale_ids(results, plugins), eval_split)
+    found = _rows(results, stale_ids(results, plugins), eval_split)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     elif csv_file and csv_file != "-":
@@ -406,13 +289,11 @@ def verify(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, published: Path, tolerance: float
 ) -> None:
     """Compare this machine's cells with the published ones; exit 1 where they disagree."""
-    from bench.record import read_records
-    from bench.report.frame import rows
     from bench.report.verify import read_published
     from bench.report.verify import verify as compare
 
     lines, ok = compare(
-        rows(read_records(results), stale_ids(results, plugins)), read_published(published), tolerance=tolerance
+        _rows(results, stale_ids(results, plugins), "test"), read_published(published), tolerance=tolerance
     )
     for line in lines:
         click.echo(line)

@@ -1,4 +1,4 @@
-"""From a suite to cells to trials, all checked before anything runs. Torch-free, so planning takes a moment."""
+"""What of a grid is there already, what running the rest takes, and how it is cut into trials. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,144 +6,15 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config import (
-    DATASETS,
-    DatasetConfig,
-    ProtocolConfig,
-    SuiteConfig,
-    for_dataset,
-    load_dataset_config,
-    load_protocol,
-    weights_file,
-)
-from bench.data.dataset import availability, prepared_key
+from bench.config import SuiteConfig, weights_file
 from bench.errors import UserError
-from bench.method import Start
+from bench.grid import Cell
 from bench.record import read_record, read_records
-from bench.registry import Method, Registry, code_of_class, code_of_modules
-from bench.store import Store, key_of, write_atomic
-
-TRAINING_CODE = ("train.py", "backbone.py", "heads.py", "stream.py", "weights.py", "seeds.py", "method.py", "data")
-MERGING_CODE = ("task.py", "statistics.py", "evaluate.py", "minimise.py")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of the grid: dataset x T x method x protocol x class_order_seed x run_seed."""
-
-    dataset: DatasetConfig
-    n_tasks: int
-    protocol: ProtocolConfig  #: with this dataset's overrides applied
-    method: Method
-    class_order_seed: int
-    run_seed: int
-    eval_split: str
-    request: dict[str, Any] = field(compare=False)  #: how to make this cell again in another process (JSON-able)
-
-    @cached_property
-    def id(self) -> str:
-        """Readable, and ending in a hash of everything that defines the cell (but not of any code)."""
-        about = {"title", "about"}
-        identity = key_of(
-            prepared_key(self.dataset),
-            self.n_tasks,
-            self.protocol.model_dump(
-                mode="json", exclude={*about, "key", "tuned", "per_dataset", "variant_of", "seconds_per_step"}
-            ),
-            self.method.identity(),
-            self.class_order_seed,
-            self.run_seed,
-            self.eval_split,
-        )
-        method = "".join(c if c.isalnum() or c in "_-" else "." for c in self.method.key)[:48]
-        split = "" if self.eval_split == "test" else f"-{self.eval_split}"
-        protocol = self.protocol.variant_of or self.protocol.key
-        seeds = f"c{self.class_order_seed}-r{self.run_seed}"
-        return f"{self.dataset.key}-T{self.n_tasks}-{protocol}{split}-{method}-{seeds}-{identity[:10]}"
-
-    def coordinates(self) -> dict[str, Any]:
-        """The cell's place in the grid, as records and tables have it."""
-        return {
-            "dataset": self.dataset.key,
-            "n_tasks": self.n_tasks,
-            "protocol": self.protocol.key,
-            "method": self.method.key,
-            "variant": self.method.variant,
-            "start": self.method.start,
-            "class_order_seed": self.class_order_seed,
-            "run_seed": self.run_seed,
-            "eval_split": self.eval_split,
-        }
-
-    def code(self) -> dict[str, str]:
-        """Hashes of the code that training, and that merging and evaluation, run through."""
-        return {
-            "train": key_of(code_of_modules(*TRAINING_CODE), code_of_class(self.method.trainer))[:16],
-            "method": key_of(code_of_modules(*MERGING_CODE), code_of_class(self.method.rule))[:16],
-        }
-
-    @cached_property
-    def trained_tasks(self) -> list[int]:
-        """The t at which something is trained: all, or only the last for a trainer that sees all data."""
-        return [self.n_tasks] if self.method.trainer.data == "seen" else list(range(1, self.n_tasks + 1))
-
-    @cached_property
-    def train_keys(self) -> dict[int, str]:
-        """For each trained t, the key of its artifact: a hash of everything the training is a function of.
-
-        Where a training starts from what was made before (previous or merged weights, a trainer with memory), the
-        key of that stands for it, so keys are known before anything is computed.
-        """
-        code, protocol = self.code(), self.protocol
-        trainer = self.method.identity()["trainer"]
-        base = [
-            prepared_key(self.dataset),
-            protocol.model_dump(mode="json", include={"backbone", "adapter", "train", "head", "threads"}),
-            trainer,
-            code["train"],
-            self.run_seed,
-            [self.eval_split, protocol.val_fraction if self.eval_split == "val" else None],
-            version("torch"),
-        ]
-        served = parent = "pretrained"
-        keys: dict[int, str] = {}
-        remembers = bool(self.method.trainer.states())
-        edges = [self.dataset.classes * i // self.n_tasks for i in range(self.n_tasks + 1)]
-        order = self._class_order()
-        for t in self.trained_tasks:
-            seen = order[: edges[t]]
-            classes = seen if self.method.trainer.data == "seen" else order[edges[t - 1] : edges[t]]
-            # A joint training's heads have the tasks' borders; any other sees nothing of the stream but its classes.
-            borders = edges if self.method.trainer.data == "seen" else None
-            begins = {"pretrained": "pretrained", "previous": parent, "merged": served}[self.method.start]
-            keys[t] = key_of("train", base, classes, borders, begins, parent if remembers else None)
-            parent = keys[t]
-            served = key_of(
-                "served", served, parent, self.method.identity()["rule"], code["method"], protocol.fisher_samples
-            )
-        return keys
-
-    def _class_order(self) -> list[int]:
-        import numpy as np
-
-        return [int(c) for c in np.random.RandomState(self.class_order_seed).permutation(self.dataset.classes)]
-
-    @property
-    def chain_is_shared(self) -> bool:
-        """Whether other rules can use this cell's trainings (they do not start from what this rule served)."""
-        return self.method.start != "merged"
-
-    def opt_steps(self) -> int:
-        """Optimiser steps of all trainings, estimated from the dataset's counts."""
-        images = self.dataset.train * (1.0 if self.eval_split == "test" else 1 - self.protocol.val_fraction)
-        per_task = images if self.method.trainer.data == "seen" else images / self.n_tasks
-        return len(self.trained_tasks) * self.protocol.train.epochs * math.ceil(per_task / self.protocol.train.batch)
+from bench.store import Store, write_atomic
 
 
 @dataclass
@@ -173,109 +44,6 @@ class Plan:
             "trainings_alone": self.trainings_alone,
             "blocked": self.blocked,
         }
-
-
-def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
-    """ "3" to [0, 1, 2]; "0,1,7" and "3-12" list repeats.
-
-    Raises:
-        UserError: not a count, list or span of non-negative integers.
-    """
-    try:
-        if "," not in text and "-" not in text:
-            seeds = list(range(int(text)))
-        else:
-            seeds = []
-            for part in filter(None, text.split(",")):
-                low, dash, high = part.partition("-")
-                seeds += range(int(low), int(high) + 1) if dash else [int(low)]
-    except ValueError:
-        seeds = []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
-        raise UserError(
-            f"{where}: {text!r} is neither a count (3), a list (0,1,7) nor a span (3-12) of distinct repeats"
-        )
-    return seeds
-
-
-def all_datasets(data: Path, folders: list[Path]) -> tuple[list[str], dict[str, str]]:
-    """Keys of the stream datasets whose data is on this machine, and of the others with the reason."""
-    here, blocked = [], {}
-    for file in sorted({p.stem: p for f in [*folders, DATASETS] for p in f.glob("*.yaml")}.values()):
-        config = load_dataset_config(str(file), folders)
-        if config.role == "stream":
-            why_not = availability(config, data)
-            if why_not is None:
-                here.append(config.key)
-            else:
-                blocked[config.key] = why_not
-    return here, blocked
-
-
-def expand(
-    suite: SuiteConfig,
-    registry: Registry,
-    data: Path,
-    folders: list[Path],
-    overrides: dict[str, Any] | None = None,
-    class_order_seed: int | None = None,
-    run_seed: int | None = None,
-) -> tuple[list[Cell], dict[str, str]]:
-    """Every cell of a suite, each checked, without duplicates; and the datasets that ``all`` left out.
-
-    Raises:
-        UserError: an unknown name, a task count that does not fit, a dataset that is named and not there, ...
-    """
-    protocol = load_protocol(suite.protocol, overrides)
-    blocked: dict[str, str] = {}
-    names: list[str] = []
-    for name in suite.datasets:
-        if name == "all":
-            here, blocked = all_datasets(data, folders)
-            names += here
-        else:
-            names.append(name)
-    cells: dict[str, Cell] = {}
-    for name in dict.fromkeys(names):
-        dataset = load_dataset_config(name, folders)
-        if dataset.role != "stream":
-            raise UserError(f"datasets: {name!r} is for pre-training the backbone, not a stream")
-        why_not = availability(dataset, data)
-        if why_not is not None:
-            raise UserError(f"dataset {name!r} is not on this machine: {why_not}")
-        for n_tasks in suite.tasks or dataset.tasks[:1]:
-            if not 1 <= n_tasks <= dataset.classes:
-                raise UserError(
-                    f"tasks: {n_tasks} tasks do not fit {name!r}, which has {dataset.classes} classes; "
-                    f"use 1 to {dataset.classes}"
-                )
-            adapted = for_dataset(protocol, dataset.key)
-            starts: list[Start | None] = [*suite.start] or [None]
-            for spelling in suite.methods:
-                for start in starts:
-                    method = registry.resolve(spelling, adapted.tuned, start)
-                    for repeat in parse_seeds(suite.seeds):
-                        order = repeat if class_order_seed is None else class_order_seed
-                        run = repeat if run_seed is None else run_seed
-                        request = {
-                            "dataset": name, "n_tasks": n_tasks, "protocol": suite.protocol,
-                            "overrides": overrides or {}, "method": method.variant, "class_order_seed": order,
-                            "run_seed": run, "eval_split": suite.eval_split,
-                        }  # fmt: skip
-                        cell = Cell(dataset, n_tasks, adapted, method, order, run, suite.eval_split, request)
-                        cells.setdefault(cell.id, cell)
-    if not cells:
-        raise UserError("datasets: nothing to run; " + "; ".join(f"{k}: {v}" for k, v in blocked.items()))
-    return list(cells.values()), blocked
-
-
-def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path]) -> Cell:
-    """The cell of a request, made again in another process."""
-    dataset = load_dataset_config(request["dataset"], folders)
-    protocol = for_dataset(load_protocol(request["protocol"], request["overrides"]), dataset.key)
-    method = registry.resolve(request["method"], protocol.tuned)
-    seeds = request["class_order_seed"], request["run_seed"]
-    return Cell(dataset, request["n_tasks"], protocol, method, *seeds, request["eval_split"], request)
 
 
 def make_plan(
@@ -425,6 +193,7 @@ def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | Non
             else "kept as they are; --rerun stale runs them again"
         )
         lines.append(f"  {len(plan.stale)} stale (their code has changed since): {again}")
+        lines += [f"    {cell_id}" for cell_id in plan.stale[:5]] + ["    ..."] * (len(plan.stale) > 5)
     if plan.to_run:
         seconds, size = estimate(plan, results)
         if plan.trainings:
@@ -434,6 +203,13 @@ def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | Non
         if seconds is not None and processes:
             work += f", about {_duration(seconds / processes)} on {processes} process{'es' * (processes > 1)}"
         lines.append(f"{work}, at most {max(1, size / 1e6):,.0f} MB of disk")
+    for cell in {(c.dataset.key, c.n_tasks): c for c in cells}.values():
+        steps, warmup = cell.opt_steps() / len(cell.trained_tasks), cell.protocol.train.warmup_steps
+        if warmup > steps / 2:
+            lines.append(
+                f"  warning: {cell.dataset.key} T={cell.n_tasks}: {warmup} warm-up steps are more than half of the "
+                f"{steps:.0f} steps of a task; lower train.warmup_steps"
+            )
     for key, why_not in plan.blocked.items():
         lines.append(f"  not on this machine: {key}: {why_not}")
     return "\n".join(lines)

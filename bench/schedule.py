@@ -18,7 +18,7 @@ from typing import Any, Literal
 from bench.conductor import Conductor, clean_up_after_killed, cluster_address
 from bench.display import Display, why_failed
 from bench.errors import UserError
-from bench.plan import Cell
+from bench.grid import Cell
 from bench.registry import plugin_places
 from bench.trial import record_path, run_trial, stamp
 
@@ -206,11 +206,15 @@ def _gpus() -> int:
 def _cluster() -> tuple[int, int]:
     """Cores and GPUs of the cluster to join, asked by a process of its own: Ray takes over the one that imports it."""
     question = (
-        "import ray; ray.init(log_to_driver=False); r = ray.cluster_resources(); print(r.get('CPU'), r.get('GPU'))"
+        "import ray; ray.init(log_to_driver=False); r = ray.cluster_resources(); print(r['CPU'], r.get('GPU', 0))"
     )
-    asked = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        why = (asked.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"RAY_ADDRESS: no cluster answers at {cluster_address()}: {why}; start one or unset it")
+    command = [sys.executable, "-c", question]
+    try:  # Ray itself would wait for ever for a cluster that is not there
+        asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        why = (error.stderr.strip().splitlines() or [str(error)])[-1] if isinstance(error.stderr, str) else "no answer"
+        raise UserError(
+            f"RAY_ADDRESS={cluster_address()}: {why}; start a cluster (ray start --head) or unset it"
+        ) from None
     cpus, gpus = asked.stdout.split()[-2:]
     return int(float(cpus)), int(float(gpus))

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 
 from bench.data.dataset import Dataset
+from bench.order import boundaries, class_order
 from bench.seeds import numpy_rng
-
-
-def class_order(classes: int, seed: int) -> list[int]:
-    """The classes in the order in which they arrive: ``numpy.random.RandomState(seed).permutation``, as most of the
-    field's code has it.
-    """
-    return [int(c) for c in np.random.RandomState(seed).permutation(classes)]
-
-
-def boundaries(classes: int, n_tasks: int) -> list[range]:
-    """Head columns of each task: floor(classes * i / T) boundaries, so that no class is dropped where T does not
-    divide the class count.
-    """
-    edges = [classes * i // n_tasks for i in range(n_tasks + 1)]
-    return [range(a, b) for a, b in pairwise(edges)]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def train(
 
     Raises:
         FloatingPointError: training diverged.
+        ValueError: label smoothing with a softmax over the own task, which would smooth towards masked classes.
     """
     began = time.perf_counter()
     config, device, content = protocol.train, backbone.device, "+".join(task.content for task in tasks)
@@ -65,6 +66,8 @@ def train(
     optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     index = torch.cat([task.train for task in tasks])
     labels = stream.train_columns - tasks[0].columns.start
+    if trainer.softmax == "own" and config.label_smoothing:
+        raise ValueError("train.label_smoothing and a trainer with softmax='own' do not combine")
     foreign = _other_tasks_columns(tasks, device) if trainer.softmax == "own" else None
     total = config.epochs * math.ceil(len(index) / config.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(config, step, total))

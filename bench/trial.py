@@ -62,7 +62,7 @@ def run_trial(spec: dict[str, Any]) -> None:
     from filelock import FileLock, Timeout
 
     from bench.cell import Workbench, run_cell
-    from bench.plan import cell_of
+    from bench.grid import cell_of
     from bench.registry import Registry
     from bench.store import Store
 

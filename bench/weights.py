@@ -157,7 +157,8 @@ class Weights:
         import torch
 
         sizes = torch.tensor(self.layout.sizes, device=self.vector.device)
-        return self.map(lambda v: values.to(v).repeat_interleave(sizes))
+        # Knowing the size spares a GPU a wait.
+        return self.map(lambda v: values.to(v).repeat_interleave(sizes, output_size=v.numel()))
 
     # ---- identity ----------------------------------------------------------------------------------------------
     @property

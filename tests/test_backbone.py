@@ -56,7 +56,9 @@ def test_split_qkv_is_bit_equal_to_the_fused_linear(bias: bool, shape: tuple[int
     assert bool(split.q.weight.any())  # memory of its own
 
 
-def test_the_backbone_is_timms_model_with_timms_weights(protocol: ProtocolConfig, backbone: Backbone, x: Tensor) -> None:
+def test_the_backbone_is_timms_model_with_timms_weights(
+    protocol: ProtocolConfig, backbone: Backbone, x: Tensor
+) -> None:
     pixels = (x.float() / 255 - IMAGE.mean[0]) / IMAGE.std[0]
     assert torch.equal(backbone.pixels(x), pixels)
     with torch.no_grad():
@@ -92,7 +94,9 @@ def test_random_backbones_are_a_function_of_the_seed_alone() -> None:
     assert Backbone(protocol, IMAGE, seed=2).pretrained.digest() != first
 
 
-@pytest.mark.xfail(strict=True, reason="SplitQKV's Linears are initialised outside fork_rng before they are overwritten")
+@pytest.mark.xfail(
+    strict=True, reason="SplitQKV's Linears are initialised outside fork_rng before they are overwritten"
+)
 def test_building_a_backbone_leaves_the_global_generator_alone(protocol: ProtocolConfig) -> None:
     state = torch.get_rng_state()
     Backbone(protocol, IMAGE)
@@ -103,7 +107,9 @@ def test_weights_that_do_not_fit_are_a_users_mistake(tmp_path: Path, protocol: P
     tensors = load_file(weights_file(protocol))
     tensors.pop("patch_embed.proj.weight")
     save_file(tensors, tmp_path / "wrong.safetensors")
-    wrong = load_protocol("embedded", {"backbone.weights": str(tmp_path / "wrong.safetensors"), "backbone.sha256": None})
+    wrong = load_protocol(
+        "embedded", {"backbone.weights": str(tmp_path / "wrong.safetensors"), "backbone.sha256": None}
+    )
     with pytest.raises(UserError, match=r"backbone\.weights: .*wrong\.safetensors does not fit"):
         Backbone(wrong, IMAGE)
 

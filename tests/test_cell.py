@@ -11,7 +11,8 @@ import pytest
 from bench import metrics
 from bench.cell import Workbench, run_cell
 from bench.config import SuiteConfig
-from bench.plan import Cell, expand, make_plan
+from bench.grid import Cell, expand
+from bench.plan import make_plan
 from bench.record import read_record
 from bench.registry import Registry
 from bench.store import Store
@@ -59,14 +60,10 @@ def test_resumed_after_any_phase_equals_uninterrupted(tmp_path: Path, method: st
         with pytest.raises(Stop):
             run_cell(cell, bench(results, cache=False), progress=stop)
         assert not (results / "runs" / cell.id / "cell.json").exists()
-        trained: list[int] = []
-        again = run_cell(
-            cell,
-            bench(results, cache=False),
-            progress=lambda beat: trained.append(beat["task"]) if beat["phase"] == "training" else None,
-        )
+        beats: list[dict] = []
+        again = run_cell(cell, bench(results, cache=False), progress=beats.append)
         assert numbers(again) == whole
-        assert trained == list(range(task, 4))  # only what was not finished
+        assert [b["task"] for b in beats if b["phase"] == "training"] == list(range(task, 4))  # only what was not done
         left = {p.name for p in (results / "runs" / cell.id).iterdir()}
         assert left == {"cell.json", "pred.npz"}
 

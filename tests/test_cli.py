@@ -18,7 +18,18 @@ from bench.cli import cli
 from bench.registry import ROOT
 
 DATA = ROOT / "data"
-TINY = ["--datasets", "digits", "--tasks", "2", "--seeds", "1", "--protocol-set", "train.epochs=1", "--protocol-set", "per_dataset={}"]  # fmt: skip
+TINY = [
+    "--datasets",
+    "digits",
+    "--tasks",
+    "2",
+    "--seeds",
+    "1",
+    "--protocol-set",
+    "train.epochs=1",
+    "--protocol-set",
+    "per_dataset={}",
+]
 COLUMNS = (
     "dataset,n_tasks,protocol,method,variant,start,class_order_seed,run_seed,status,a_last,avg_acc,forgetting,"
     "a_last_taskmean,avg_acc_taskmean,forgetting_taskmean,a_last_taskaware,learn_acc,merge_drop,train_s_alone,"
@@ -44,7 +55,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("results")
     done = run_local(results, "average task_arithmetic")
     assert done.returncode == 0, done.stderr
-    for said in ("2 cells", "2 to run", "2 task trainings (4 without sharing)", "average", "task_arithmetic", "records:"):
+    for said in (
+        "2 cells",
+        "2 to run",
+        "2 task trainings (4 without sharing)",
+        "average",
+        "task_arithmetic",
+        "records:",
+    ):
         assert said in done.stdout
     return results
 
@@ -219,7 +237,11 @@ def test_a_damaged_record_stops_the_run_and_is_named(ran: Path, tmp_path: Path) 
     whole = file.read_text()
     record = json.loads(whole)
     record["counts"][-1][0][0] += 1
-    for text, told in ((json.dumps(record), "edited by hand"), (whole[: len(whole) // 2], "unreadable"), ("", "unreadable")):
+    for text, told in (
+        (json.dumps(record), "edited by hand"),
+        (whole[: len(whole) // 2], "unreadable"),
+        ("", "unreadable"),
+    ):
         file.write_text(text)
         done = run_local(results, "average")
         assert done.returncode == 2
@@ -240,7 +262,18 @@ def test_no_disk_space_is_found_before_anything_runs(tmp_path: Path, monkeypatch
         free = 1000
 
     monkeypatch.setattr("bench.plan.shutil.disk_usage", lambda _: Usage)
-    arguments = ["run", "--executor", "local", "--results", str(tmp_path), "--data", str(DATA), "--methods", "average", *TINY]
+    arguments = [
+        "run",
+        "--executor",
+        "local",
+        "--results",
+        str(tmp_path),
+        "--data",
+        str(DATA),
+        "--methods",
+        "average",
+        *TINY,
+    ]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 2
     assert "0.00 GB free" in done.output

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,11 @@ def naive(backbone: Backbone, at: Weights, head: Head, x: Tensor, y: Tensor, kin
     for image, label in zip(x, y, strict=True):
         vector = at.vector.detach().clone().requires_grad_()
         log_p = torch.log_softmax(head(backbone.features(Weights(vector, at.layout), image[None]))[0] / temperature, 0)
-        cases = [(int(label), 1.0)] if kind == "empirical" else [(c, float(log_p[c].detach().exp())) for c in range(len(log_p))]
+        cases = (
+            [(int(label), 1.0)]
+            if kind == "empirical"
+            else [(c, float(log_p[c].detach().exp())) for c in range(len(log_p))]
+        )
         for c, weight in cases:
             [g] = torch.autograd.grad(log_p[c], vector, retain_graph=True)
             total += weight * g.double() ** 2
@@ -238,7 +242,7 @@ def task(stream: Stream, backbone: Backbone, protocol: ProtocolConfig, point: We
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Weights, Tensor, Tensor]]]:
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Weights, Tensor, Tensor]]:
     """Every call of the estimator: (point, images, labels)."""
     calls: list[tuple[Weights, Tensor, Tensor]] = []
 
@@ -247,7 +251,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Weights, Tens
         return diagonal_fisher(backbone, at, head, x, y, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("bench.task.diagonal_fisher", spy)
-    yield calls
+    return calls
 
 
 def test_a_tasks_fisher_is_of_its_own_images_at_theta_star_and_kept(

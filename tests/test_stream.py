@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bench import stream as module
 from bench.data.dataset import Dataset
-from bench.stream import Stream, boundaries, class_order, content_of
+from bench.order import boundaries, class_order
+from bench.stream import Stream, content_of
 
 
 def made(per_class: list[int], test_per_class: int = 2, key: str = "made") -> Dataset:

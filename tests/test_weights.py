@@ -251,9 +251,11 @@ def test_memory_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(fresh.rest[5]["nested"][0]["deep"], torch.tensor(1.5))
 
 
+plain = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
+
+
 @settings(max_examples=25)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)))  # fmt: skip
+@given(st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)))
 def test_plain_values_survive_json(value: Any) -> None:
     tensors, tree = pack(begun(value))
     fresh = Memory()

@@ -1,0 +1,240 @@
+"""From a suite to cells, each checked before anything runs. Torch-free, so that planning takes a moment."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.config import (
+    DATASETS,
+    DatasetConfig,
+    ProtocolConfig,
+    SuiteConfig,
+    for_dataset,
+    load_dataset_config,
+    load_protocol,
+)
+from bench.data.dataset import availability, prepared_key
+from bench.errors import UserError
+from bench.method import Start
+from bench.order import boundaries, class_order
+from bench.registry import Method, Registry, code_of_class, code_of_modules
+from bench.store import key_of
+
+TRAINING_CODE = (
+    "train.py", "backbone.py", "heads.py", "stream.py", "order.py", "weights.py", "seeds.py", "method.py", "data",
+)  # fmt: skip
+MERGING_CODE = ("task.py", "statistics.py", "evaluate.py", "minimise.py")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: dataset x T x method x protocol x class_order_seed x run_seed."""
+
+    dataset: DatasetConfig
+    n_tasks: int
+    protocol: ProtocolConfig  #: with this dataset's overrides applied
+    method: Method
+    class_order_seed: int
+    run_seed: int
+    eval_split: str
+    request: dict[str, Any] = field(compare=False)  #: how to make this cell again in another process (JSON-able)
+
+    @cached_property
+    def id(self) -> str:
+        """Readable, and ending in a hash of everything that defines the cell (but not of any code)."""
+        about = {"title", "about"}
+        identity = key_of(
+            prepared_key(self.dataset),
+            self.n_tasks,
+            self.protocol.model_dump(
+                mode="json", exclude={*about, "key", "tuned", "per_dataset", "variant_of", "seconds_per_step"}
+            ),
+            self.method.identity(),
+            self.class_order_seed,
+            self.run_seed,
+            self.eval_split,
+        )
+        method = "".join(c if c.isalnum() or c in "_-" else "." for c in self.method.key)[:48]
+        split = "" if self.eval_split == "test" else f"-{self.eval_split}"
+        protocol = self.protocol.variant_of or self.protocol.key
+        seeds = f"c{self.class_order_seed}-r{self.run_seed}"
+        return f"{self.dataset.key}-T{self.n_tasks}-{protocol}{split}-{method}-{seeds}-{identity[:10]}"
+
+    def coordinates(self) -> dict[str, Any]:
+        """The cell's place in the grid, as records and tables have it."""
+        return {
+            "dataset": self.dataset.key,
+            "n_tasks": self.n_tasks,
+            "protocol": self.protocol.key,
+            "method": self.method.key,
+            "variant": self.method.variant,
+            "start": self.method.start,
+            "class_order_seed": self.class_order_seed,
+            "run_seed": self.run_seed,
+            "eval_split": self.eval_split,
+        }
+
+    def code(self) -> dict[str, str]:
+        """Hashes of the code that training, and that merging and evaluation, run through."""
+        return {
+            "train": key_of(code_of_modules(*TRAINING_CODE), code_of_class(self.method.trainer))[:16],
+            "method": key_of(code_of_modules(*MERGING_CODE), code_of_class(self.method.rule))[:16],
+        }
+
+    @cached_property
+    def trained_tasks(self) -> list[int]:
+        """The t at which something is trained: all, or only the last for a trainer that sees all data."""
+        return [self.n_tasks] if self.method.trainer.data == "seen" else list(range(1, self.n_tasks + 1))
+
+    @cached_property
+    def train_keys(self) -> dict[int, str]:
+        """For each trained t, the key of its artifact: a hash of everything the training is a function of.
+
+        Where a training starts from what was made before (previous or merged weights, a trainer with memory), the
+        key of that stands for it, so keys are known before anything is computed.
+        """
+        code, protocol = self.code(), self.protocol
+        trainer = self.method.identity()["trainer"]
+        base = [
+            prepared_key(self.dataset),
+            protocol.model_dump(mode="json", include={"backbone", "adapter", "train", "head", "threads"}),
+            trainer,
+            code["train"],
+            self.run_seed,
+            [self.eval_split, protocol.val_fraction if self.eval_split == "val" else None],
+            version("torch"),
+        ]
+        served = parent = "pretrained"
+        keys: dict[int, str] = {}
+        remembers = bool(self.method.trainer.states())
+        borders = [columns.stop for columns in boundaries(self.dataset.classes, self.n_tasks)]
+        order = class_order(self.dataset.classes, self.class_order_seed)
+        joint = self.method.trainer.data == "seen"
+        for t in self.trained_tasks:
+            classes = order[: borders[t - 1]] if joint or t == 1 else order[borders[t - 2] : borders[t - 1]]
+            begins = {"pretrained": "pretrained", "previous": parent, "merged": served}[self.method.start]
+            # A joint training's heads have the tasks' borders; any other sees nothing of the stream but its classes.
+            keys[t] = key_of("train", base, classes, borders if joint else None, begins, parent if remembers else None)
+            parent = keys[t]
+            rule = self.method.identity()["rule"]
+            served = key_of("served", served, parent, rule, code["method"], protocol.fisher_samples)
+        return keys
+
+    @property
+    def chain_is_shared(self) -> bool:
+        """Whether other rules can use this cell's trainings (they do not start from what this rule served)."""
+        return self.method.start != "merged"
+
+    def opt_steps(self) -> int:
+        """Optimiser steps of all trainings, estimated from the dataset's counts."""
+        images = self.dataset.train * (1.0 if self.eval_split == "test" else 1 - self.protocol.val_fraction)
+        per_task = images if self.method.trainer.data == "seen" else images / self.n_tasks
+        return len(self.trained_tasks) * self.protocol.train.epochs * math.ceil(per_task / self.protocol.train.batch)
+
+
+def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
+    """ "3" to [0, 1, 2]; "0,1,7" and "3-12" list repeats.
+
+    Raises:
+        UserError: not a count, list or span of non-negative integers.
+    """
+    try:
+        if "," not in text and "-" not in text:
+            seeds = list(range(int(text)))
+        else:
+            seeds = []
+            for part in filter(None, text.split(",")):
+                low, dash, high = part.partition("-")
+                seeds += range(int(low), int(high) + 1) if dash else [int(low)]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
+        raise UserError(
+            f"{where}: {text!r} is neither a count (3), a list (0,1,7) nor a span (3-12) of distinct repeats"
+        )
+    return seeds
+
+
+def all_datasets(data: Path, folders: list[Path]) -> tuple[list[str], dict[str, str]]:
+    """Keys of the stream datasets whose data is on this machine, and of the others with the reason."""
+    here, blocked = [], {}
+    for file in sorted({p.stem: p for f in [*folders, DATASETS] for p in f.glob("*.yaml")}.values()):
+        config = load_dataset_config(str(file), folders)
+        if config.role == "stream":
+            why_not = availability(config, data)
+            if why_not is None:
+                here.append(config.key)
+            else:
+                blocked[config.key] = why_not
+    return here, blocked
+
+
+def expand(
+    suite: SuiteConfig,
+    registry: Registry,
+    data: Path,
+    folders: list[Path],
+    overrides: dict[str, Any] | None = None,
+    class_order_seed: int | None = None,
+    run_seed: int | None = None,
+) -> tuple[list[Cell], dict[str, str]]:
+    """Every cell of a suite, each checked, without duplicates; and the datasets that ``all`` left out.
+
+    Raises:
+        UserError: an unknown name, a task count that does not fit, a dataset that is named and not there, ...
+    """
+    protocol = load_protocol(suite.protocol, overrides)
+    blocked: dict[str, str] = {}
+    names: list[str] = []
+    for name in suite.datasets:
+        if name == "all":
+            here, blocked = all_datasets(data, folders)
+            names += here
+        else:
+            names.append(name)
+    cells: dict[str, Cell] = {}
+    for name in dict.fromkeys(names):
+        dataset = load_dataset_config(name, folders)
+        if dataset.role != "stream":
+            raise UserError(f"datasets: {name!r} is for pre-training the backbone, not a stream")
+        why_not = availability(dataset, data)
+        if why_not is not None:
+            raise UserError(f"dataset {name!r} is not on this machine: {why_not}")
+        for n_tasks in suite.tasks or dataset.tasks[:1]:
+            if not 1 <= n_tasks <= dataset.classes:
+                raise UserError(
+                    f"tasks: {n_tasks} tasks do not fit {name!r}, which has {dataset.classes} classes; "
+                    f"use 1 to {dataset.classes}"
+                )
+            adapted = for_dataset(protocol, dataset.key)
+            starts: list[Start | None] = [*suite.start] or [None]
+            for spelling in suite.methods:
+                for start in starts:
+                    method = registry.resolve(spelling, adapted.tuned, start)
+                    for repeat in parse_seeds(suite.seeds):
+                        order = repeat if class_order_seed is None else class_order_seed
+                        run = repeat if run_seed is None else run_seed
+                        request = {
+                            "dataset": name, "n_tasks": n_tasks, "protocol": suite.protocol,
+                            "overrides": overrides or {}, "method": method.variant, "class_order_seed": order,
+                            "run_seed": run, "eval_split": suite.eval_split,
+                        }  # fmt: skip
+                        cell = Cell(dataset, n_tasks, adapted, method, order, run, suite.eval_split, request)
+                        cells.setdefault(cell.id, cell)
+    if not cells:
+        raise UserError("datasets: nothing to run; " + "; ".join(f"{k}: {v}" for k, v in blocked.items()))
+    return list(cells.values()), blocked
+
+
+def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path]) -> Cell:
+    """The cell of a request, made again in another process."""
+    dataset = load_dataset_config(request["dataset"], folders)
+    protocol = for_dataset(load_protocol(request["protocol"], request["overrides"]), dataset.key)
+    method = registry.resolve(request["method"], protocol.tuned)
+    seeds = request["class_order_seed"], request["run_seed"]
+    return Cell(dataset, request["n_tasks"], protocol, method, *seeds, request["eval_split"], request)

@@ -1,0 +1,134 @@
+"""The options of the command line: what every command takes, and what says which grid is meant."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from bench.config import SuiteConfig, check, load_suite
+from bench.errors import UserError
+
+Command = Callable[..., None]
+
+
+def common(function: Command) -> Command:
+    """The options that mean the same on every command, and one line instead of a traceback for a user's mistake."""
+
+    @click.option(
+        "--results",
+        type=click.Path(path_type=Path),
+        envvar="CLMERGE_RESULTS",
+        default=Path("results"),
+        show_default=True,
+        help="Folder of records and cache.",
+    )
+    @click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        envvar="CLMERGE_DATA",
+        default=Path("data"),
+        show_default=True,
+        help="Folder of datasets.",
+    )
+    @click.option(
+        "--plugins",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="More plugin folders or files (also CLMERGE_PLUGINS).",
+    )
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @click.option("--quiet", is_flag=True, help="Print results only.")
+    @functools.wraps(function)
+    def wrapped(results: Path, data: Path, plugins: tuple[Path, ...], debug: bool, **options: Any) -> None:
+        try:
+            function(
+                results=results.expanduser().resolve(), data=data.expanduser().resolve(), plugins=plugins, **options
+            )
+        except UserError as error:
+            if debug:
+                raise
+            click.echo(f"clmerge: {error}", err=True)
+            sys.exit(2)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` closed it; not an error
+        except OSError as error:
+            if debug:
+                raise
+            click.echo(f"clmerge: {error.filename or 'file'}: {error.strerror or error}", err=True)
+            sys.exit(2)
+
+    return wrapped
+
+
+def grid(function: Command) -> Command:
+    """The options that say what the grid is."""
+
+    @click.option(
+        "--suite",
+        default="embedded",
+        show_default=True,
+        help="A grid from suites/, or a YAML file; the options below override it.",
+    )
+    @click.option("--datasets", help="Keys or YAML files; 'all': every dataset whose data is on this machine.")
+    @click.option("--tasks", help="Task counts, e.g. 5,10.")
+    @click.option("--methods", help="Names or spellings [trainer+]rule[@start][:field=value,...].")
+    @click.option("--start", help="pretrained, previous, merged: for every method that has the choice.")
+    @click.option("--seeds", help="Repeats: a count (3), a list (0,1,7) or a span (3-12).")
+    @click.option("--class-order-seed", type=click.IntRange(0), help="Pin the class order; repeats vary the run seed.")
+    @click.option("--run-seed", type=click.IntRange(0), help="Pin the run seed; repeats vary the class order.")
+    @click.option("--protocol", help="A preset or a YAML file.")
+    @click.option(
+        "--protocol-set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one field, e.g. train.epochs=4.",
+    )
+    @click.option("--eval-split", type=click.Choice(["test", "val"]), help="val: train on 90 %, evaluate on the rest.")
+    @click.option(
+        "--rerun",
+        type=click.Choice(["stale", "done"]),
+        multiple=True,
+        help="Run these again although they have a record.",
+    )
+    @click.option("--shard", metavar="K/N", help="Only the K-th of N parts of the trials (job arrays).")
+    @click.option("--cache/--no-cache", "use_cache", default=True, help="Share trainings and statistics between cells.")
+    @functools.wraps(function)
+    def wrapped(**options: Any) -> None:
+        function(**options)
+
+    return wrapped
+
+
+def asked_suite(options: dict[str, Any]) -> tuple[SuiteConfig, dict[str, Any]]:
+    """The suite with the command line's overrides, and the protocol's overrides."""
+    suite = load_suite(options["suite"])
+    changes: dict[str, Any] = {}
+    for name in ("datasets", "tasks", "methods", "start"):
+        if options[name] is not None:
+            # A comma separates words unless it continues a method's options: ties:density=0.1,lam=1
+            words = [w for w in re.split(r"\s+|,(?![\w.]+=)", options[name]) if w]
+            if not words:
+                raise UserError(f"--{name}: empty; leave it out for the suite's own")
+            changes[name] = words
+    for name in ("seeds", "protocol", "eval_split"):
+        if options[name] is not None:
+            changes[name] = options[name]
+    overrides: dict[str, Any] = {}
+    for setting in options["settings"]:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--protocol-set: {setting!r} is not KEY=VALUE")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--protocol-set: {setting!r}: the value is not valid YAML") from None
+    return check({**suite.model_dump(), **changes}, SuiteConfig, "command line"), overrides
