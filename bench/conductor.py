@@ -228,7 +228,8 @@ def _trainable(folder: Path, threads: int) -> Any:
 
 
 def _leave_with_the_command_line(folder: Path) -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock a thread must not hold when the interpreter ends
+        pass
     clean_up(folder)
     os._exit(1)
 

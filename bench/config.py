@@ -208,6 +208,8 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
         data = protocol.model_dump()
         for key, value in overrides.items():
             _set(data, key, value, "--protocol-set")
+            for of_dataset in data["per_dataset"].values():  # what is asked for by hand stands above the preset's own
+                _drop(of_dataset, key)
         changed = ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))
         protocol = check(
             {**data, "variant_of": protocol.key, "key": f"{protocol.key}[{changed}]"}, ProtocolConfig, "--protocol-set"
@@ -260,6 +262,13 @@ def _set(data: dict[str, Any], dotted: str, value: Any, where: str) -> None:
         if depth < len(path):
             inner = inner.setdefault(part, {})
     inner[last] = deepcopy(value)
+
+
+def _drop(data: dict[str, Any], dotted: str) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        data = data.get(part, {})
+    data.pop(last, None)
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

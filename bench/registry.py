@@ -28,6 +28,7 @@ from bench.method import START, NamedMethod, Plugin, Rule, Start, Trainer, take_
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY_POINTS = "clmerge.plugins"
+_of_entry_points: dict[str, list[type[Plugin] | NamedMethod]] = {}
 SPELLING = re.compile(r"(?:(?P<trainer>[\w-]+)\+)?(?P<name>[\w-]+)(?:@(?P<start>\w*))?(?::(?P<options>.*))?")
 
 Trainer.key = "plain"  # the base class is plain training; it needs no plugin file
@@ -124,8 +125,11 @@ class Registry:
             for file in files:
                 registry._execute(file)
         for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+            take_declared()
             entry.load()
-            registry._add(take_declared(), f"entry point {entry.name}")
+            # A module is executed once in the life of a process: what it declared then is kept for later registries.
+            things = _of_entry_points.setdefault(entry.value, list(take_declared()))
+            registry._add(things, f"entry point {entry.name}")
         for named in registry.methods.values():
             registry._parse(named.spelling, f"method {named.key!r}")  # a wrong spelling is found at load, not at use
         return registry
@@ -318,17 +322,20 @@ def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:
 
 # ---- code versions -----------------------------------------------------------------------------------------------
 def code_of_class(cls: type) -> str:
-    """Hash of a plugin class's code: the class, its bases and the functions and constants of its file; docstrings,
-    comments, other classes and ``method(...)`` lines do not count.
+    """Hash of a plugin class's code: the class, and the functions, constants and helper classes of its file;
+    docstrings, comments, other trainers and rules and ``method(...)`` lines do not count.
     """
-    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    module = sys.modules[cls.__module__]
+    file = getattr(module, "__file__", None)
     if cls in (Trainer, Rule):
         return "plain"  # the base classes' code is part of the harness's own hash
     wanted = {c.__name__ for c in cls.__mro__}
     kept = []
     for node in _parsed(Path(file)).body if file else []:
         if isinstance(node, ast.ClassDef) and node.name not in wanted:
-            continue
+            other = getattr(module, node.name, None)
+            if isinstance(other, type) and issubclass(other, Plugin):
+                continue
         if isinstance(node, ast.Expr):
             continue
         kept.append(ast.dump(node))

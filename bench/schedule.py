@@ -132,10 +132,10 @@ def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Out
     outcome = Outcome()
     for number, trial in enumerate(trials):
         left = [cell.id for cell in trial if cell.id not in display.records]
-        reason = f"{broken.get(number, 'its process ended without a record')} (log: {log.with_name(f'{number}.error')})"
-        outcome.failed |= dict.fromkeys(left, reason)
         if left:
-            display.failed(f"{len(left)} runs, {left[0]} first,", broken.get(number, reason), log)
+            reason, where = broken.get(number, "its process ended without a record"), log.with_name(f"{number}.error")
+            display.failed(f"{len(left)} runs ({left[0]}, ...)", reason, where if where.exists() else log)
+            outcome.failed |= dict.fromkeys(left, reason)
     for cell_id, record in display.records.items():
         why = why_failed(record)
         if why is None:

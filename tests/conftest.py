@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 
 from bench.backbone import Backbone
 from bench.config import ProtocolConfig, load_dataset_config, load_protocol
@@ -12,6 +13,8 @@ from bench.registry import Registry
 from bench.stream import Stream
 
 torch.set_num_threads(1)  # the number of threads changes bits
+settings.register_profile("steady", deadline=None)  # a busy machine is no failure
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

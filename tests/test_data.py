@@ -244,7 +244,7 @@ def test_mistakes_name_file_and_key(tmp_path: Path, key: str, changes: dict[str,
         load_dataset(changed(key, **changes), tmp_path)
     message = str(error.value)
     assert "\n" not in message
-    assert message.startswith(f"datasets/{key}.yaml: ")
+    assert message.startswith(f"dataset {key}: ")
     for word in words:
         assert word in message
     assert not [path for path in (tmp_path / "prepared").glob("*") if path.is_dir()]

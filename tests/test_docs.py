@@ -95,14 +95,12 @@ def test_what_the_page_says_of_its_example_holds(tmp_path: Path) -> None:
     assert teachers["totals"]["opt_steps"] == average["totals"]["opt_steps"] + 50  # merge_steps count
 
 
-@pytest.mark.xfail(strict=True, reason="the table after a run looks for stale records without --plugins")
 def test_a_plugin_given_on_the_command_line_is_not_stale_in_the_table(tmp_path: Path) -> None:
     folder = plugin_folder(METHODS, tmp_path / "plugins")
     _, printed = run(tmp_path, folder, ["momentum"])
     assert "stale" not in printed
 
 
-@pytest.mark.xfail(strict=True, reason="a module is only executed once, so a second registry misses entry points")
 def test_an_entry_point_is_found_by_every_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "docs_example.py").write_text(blocks(METHODS, "python")[0], encoding="utf-8")
     about = tmp_path / "docs_example-1.0.dist-info"
@@ -162,36 +160,40 @@ def test_every_protocol_field_is_in_the_table() -> None:
 
 
 # ---- commands ------------------------------------------------------------------------------------------------------
-def commands(word: str) -> Iterator[tuple[str, list[str]]]:
-    """(page, arguments) of every such command in shell blocks and in inline code, assignments before it left out."""
+def commands(word: str) -> Iterator[tuple[str, list[str], bool]]:
+    """(page, arguments, whether to be typed like that) of every such command in shell blocks and, where it may be a
+    mention only, in inline code. Assignments before it are left out.
+    """
     for page in PAGES:
         lines = [
-            line.strip().removeprefix("$ ")
+            (line.strip().removeprefix("$ "), True)
             for block in blocks(page, *SHELLS)
             for line in block.replace("\\\n", " ").splitlines()
         ]
-        lines += re.findall(rf"`((?:\.venv/bin/)?{word} [^`\n]*)`", prose(page))
-        for line in lines:
+        lines += [(span, False) for span in re.findall(rf"`((?:\.venv/bin/)?{word} [^`\n]*)`", prose(page))]
+        for line, whole in lines:
             for part in re.split(r"\s(?:\||&&|;|>)\s|#\s", line):
                 words = shlex.split(part)
                 while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                     words.pop(0)
                 if words and words[0].removeprefix(".venv/bin/") == word and "..." not in part:
-                    yield page.name, words[1:]
+                    yield page.name, words[1:], whole
 
 
 def parsed(arguments: list[str]) -> click.Context | None:
-    """The context of the subcommand; None where it asked for help or the version."""
+    """The context of the subcommand, not run; None where help or the version is asked for."""
+    words, command = list(arguments), cli
+    while isinstance(command, click.Group):
+        word = words.pop(0) if words else "--help"
+        if word in ("--help", "-h", "--version"):
+            return None
+        if word not in command.commands:
+            raise click.UsageError(f"no such command {word!r}")
+        command = command.commands[word]
     try:
-        context, command = cli.make_context("clmerge", list(arguments)), cli
-        while isinstance(command, click.Group):
-            rest = [*context._protected_args, *context.args]
-            name, found, rest = command.resolve_command(context, rest)
-            assert found is not None
-            context, command = found.make_context(name, rest, parent=context), found
+        return command.make_context("clmerge", words)
     except click.exceptions.Exit:
         return None
-    return context
 
 
 def test_clmerge_commands_parse_and_name_what_exists(tmp_path: Path) -> None:
@@ -199,9 +201,12 @@ def test_clmerge_commands_parse_and_name_what_exists(tmp_path: Path) -> None:
     assert len(found) >= 8
     own = {page.name: Registry.load([plugin_folder(page, tmp_path / page.stem)]) for page in PAGES}
     keys = {p.stem for p in (ROOT / "datasets").glob("*.yaml")} | {"all", "digits_half"}
-    for page, arguments in found:
+    for page, arguments, whole in found:
         try:
             context = parsed(arguments)
+        except click.MissingParameter:
+            assert not whole, f"{page}: clmerge {shlex.join(arguments)}: a required option is missing"
+            continue
         except click.ClickException as error:
             pytest.fail(f"{page}: clmerge {shlex.join(arguments)}: {error.format_message()}")
         told = context.params if context else {}
@@ -219,7 +224,7 @@ def test_make_targets_and_variables_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     variables = set(re.findall(r"\$\(call flag,([A-Z_]+),", makefile)) | {"PYTHON"}
-    for page, words in commands("make"):
+    for page, words, _ in commands("make"):
         for word in words:
             name, equals, _ = word.partition("=")
             assert name in (variables if equals else targets), f"{page}: make has no {name}"

@@ -33,6 +33,7 @@ from bench.weights import Weights
 REGISTRY = Registry.load()
 SHAPES = {"a": (6, 5), "b": (5, 4), "c": (4,)}
 seeds = st.integers(0, 2**31)
+property_test = settings(max_examples=30)
 Record = Callable[[str, object], None]
 
 
@@ -89,7 +90,7 @@ class Models:
         steps = [served + (theta - served) * f + noise(t * 10 + i, 0.02).map(lambda v: v.to(theta.vector))
                  for i, f in enumerate((0.2, 0.5, 0.8))]  # fmt: skip
         return Toy(t, self.theta_0, start or served, served, theta, {"snapshots": [*steps, theta]},
-                   {kind: self.fishers[t - 1] for kind in ("empirical", "exact")})  # fmt: skip
+                   dict.fromkeys(("empirical", "exact"), self.fishers[t - 1]))  # fmt: skip
 
 
 def chain(
@@ -114,10 +115,10 @@ def close(got: Weights, expected: Weights, rtol: float = 1e-12) -> bool:
 class Golden:
     """One file of inputs and the outputs of reference code (or of a formula computed naively)."""
 
-    def __init__(self, name: str, record: Record) -> None:
+    def __init__(self, name: str) -> None:
         data = dict(np.load(Path(__file__).parent / "goldens" / f"{name}.npz"))
         self.meta = json.loads(str(data.pop("meta")))
-        self._data, self._record, self._worst = data, record, 0.0
+        self._data, self.worst = data, 0.0
 
     def part(self, prefix: str) -> Weights:
         inside = {k[len(prefix) + 1 :]: v for k, v in self._data.items() if k.startswith(prefix + "/")}
@@ -132,14 +133,21 @@ class Golden:
     def check(self, got: Weights | Any, expected: Weights | np.ndarray) -> None:
         pair = [w.vector.numpy() if isinstance(w, Weights) else np.asarray(w) for w in (got, expected)]
         assert pair[0].dtype == np.float64
-        self._worst = max(self._worst, float(np.abs(pair[0] - pair[1]).max()))
-        self._record("largest_error", self._worst)
+        self.worst = max(self.worst, float(np.abs(pair[0] - pair[1]).max()))
         np.testing.assert_allclose(*pair, **self.meta["tolerance"])
 
 
 @pytest.fixture
-def golden(record_property: Record) -> Callable[[str], Golden]:
-    return lambda name: Golden(name, record_property)
+def golden(record_property: Record) -> Iterator[Callable[[str], Golden]]:
+    """Opens a file; the largest error seen is put into the test report."""
+    opened: list[Golden] = []
+
+    def open_one(name: str) -> Golden:
+        opened.append(Golden(name))
+        return opened[-1]
+
+    yield open_one
+    record_property("largest_error", max(g.worst for g in opened))
 
 
 def test_golden_average(golden: Callable[[str], Golden]) -> None:
@@ -292,6 +300,7 @@ def test_carried_bytes_do_not_grow_with_the_number_of_tasks(plugin: str, vectors
 
 
 # ---- averages and task vectors -------------------------------------------------------------------------------------
+@property_test
 @given(seeds)
 def test_after_one_task_rules_serve_what_was_trained(seed: int) -> None:
     models = Models.draw(seed, T=1)
@@ -301,6 +310,7 @@ def test_after_one_task_rules_serve_what_was_trained(seed: int) -> None:
     assert close(chain(rule("task_arithmetic", lam=0.7), models)[0], models.theta_0 + tau * 0.7)
 
 
+@property_test
 @given(seeds, st.permutations(range(4)))
 def test_average_and_task_arithmetic_do_not_depend_on_the_order(seed: int, order: list[int]) -> None:
     models = Models.draw(seed)
@@ -310,6 +320,7 @@ def test_average_and_task_arithmetic_do_not_depend_on_the_order(seed: int, order
         assert close(one, other)
 
 
+@property_test
 @given(seeds)
 def test_task_arithmetic_over_t_is_average_and_average_is_the_mean(seed: int) -> None:
     models = Models.draw(seed)
@@ -321,6 +332,7 @@ def test_task_arithmetic_over_t_is_average_and_average_is_the_mean(seed: int) ->
         assert close(over_t[t - 1], expected)
 
 
+@property_test
 @given(seeds, st.floats(0, 2))
 def test_what_a_task_vector_is_where_training_does_not_start_at_theta_0(seed: int, lam: float) -> None:
     models = Models.draw(seed)
@@ -335,9 +347,8 @@ def test_what_a_task_vector_is_where_training_does_not_start_at_theta_0(seed: in
         assert close(got, models.theta_0 + summed * lam, 1e-10)
     last = chain(rule("task_arithmetic", lam=lam, delta="increment"), models, "previous")[-1]
     assert close(last, models.theta_0 + (models.thetas[-1] - models.theta_0) * lam, 1e-10)  # increments telescope
-    for start in ("pretrained",):
-        both = [chain(rule("task_arithmetic", lam=lam, delta=d), models, start)[-1] for d in ("total", "increment")]
-        assert both[0].digest() == both[1].digest()
+    both = [chain(rule("task_arithmetic", lam=lam, delta=d), models, "pretrained")[-1] for d in ("total", "increment")]
+    assert both[0].digest() == both[1].digest()
 
 
 def test_defaults_of_delta_by_start() -> None:
@@ -352,6 +363,7 @@ def alphas(models: Models, **options: Any) -> tuple[list[Weights], list[dict[str
     return merge_recorded(rule("pm_alpha", **options), models.theta_0, models.thetas, models.fishers, told), told
 
 
+@property_test
 @given(seeds, st.floats(-3, 3))
 def test_running_sums_are_the_sum_over_stored_tasks(seed: int, exponent: float) -> None:
     models = Models.draw(seed)
@@ -367,7 +379,7 @@ def test_running_sums_are_the_sum_over_stored_tasks(seed: int, exponent: float) 
     assert told[0]["alpha_raw"] == 1.0
 
 
-@settings(max_examples=25)
+@property_test
 @given(seeds, st.booleans())
 def test_alpha_minimises_the_quadratic_on_a_fine_grid(seed: int, clamp: bool) -> None:
     models = Models.draw(seed)
@@ -376,13 +388,15 @@ def test_alpha_minimises_the_quadratic_on_a_fine_grid(seed: int, clamp: bool) ->
     for t in range(4):
         D, pairs = models.thetas[t] - h, list(zip(models.thetas, models.fishers, strict=True))[: t + 1]
         grid = np.linspace(0, 1, 401) if clamp else np.linspace(-2, 3, 401)
-        Q = [sum((h + D * float(a) - x).dot(H * (h + D * float(a) - x)) for x, H in pairs) for a in grid]
-        assert abs(grid[int(np.argmin(Q))] - told[t]["alpha"]) <= (grid[1] - grid[0]) / 2 + 1e-9
+        points = h.vector + torch.from_numpy(grid)[:, None] * D.vector
+        Q = sum((points - theta.vector) ** 2 @ H.vector for theta, H in pairs)
+        assert abs(grid[int(torch.as_tensor(Q).argmin())] - told[t]["alpha"]) <= (grid[1] - grid[0]) / 2 + 1e-9
         h = served[t]
     if clamp:
         assert all(row["alpha"] == min(max(row["alpha_raw"], 0), 1) for row in told)
 
 
+@property_test
 @given(seeds, st.floats(1e-6, 1e6))
 def test_a_common_factor_of_all_fishers_cancels(seed: int, factor: float) -> None:
     models = Models.draw(seed)
@@ -393,6 +407,7 @@ def test_a_common_factor_of_all_fishers_cancels(seed: int, factor: float) -> Non
         assert close(one[0][-1], other[0][-1], 1e-9)
 
 
+@property_test
 @given(seeds)
 def test_the_same_fisher_for_all_tasks_gives_one_over_t_and_the_average(seed: int) -> None:
     models = Models.draw(seed)
@@ -460,6 +475,7 @@ def test_the_oracle_picks_the_best_of_its_grid_and_the_smaller_on_a_tie() -> Non
 
 
 # ---- P&M: the perturbation -----------------------------------------------------------------------------------------
+@property_test
 @given(seeds, st.floats(0.01, 2))
 def test_the_mean_of_the_three_losses_is_the_second_order_formula(seed: int, eps: float) -> None:
     start, theta, best, H = noise(seed), noise(seed + 1), noise(seed + 2), noise(seed + 3) ** 2
@@ -497,13 +513,14 @@ def test_the_gradient_flows_through_the_scaled_difference() -> None:
     assert seen == {0.5, 1.0, 1.5}
 
 
+@property_test
 @given(seeds, st.floats(0.01, 2))
 def test_gaussian_noise_has_deltas_norm_in_every_tensor(seed: int, eps: float) -> None:
     start = noise(seed)
     theta = start + noise(seed + 1, 0.1)
     theta = theta.map(lambda v: torch.cat([v[:50], start.vector[50:]]))  # two tensors have not moved
     gauss, rng = trainer("gauss", eps=eps), np.random.default_rng(seed)
-    moved = [gauss.weights(theta, start, rng) - theta for _ in range(8)]
+    moved = [gauss.weights(theta, start, rng) - theta for _ in range(30)]
     for step in moved:
         if not bool(step.vector.any()):
             continue
@@ -539,6 +556,7 @@ def explicit(theta: Weights, pairs: list[tuple[Weights, Weights]], lam: float) -
     return lam / 2 * sum((((theta - anchor) ** 2) * F).sum() for anchor, F in pairs)  # type: ignore[return-value]
 
 
+@property_test
 @given(seeds, st.integers(0, 4), st.floats(0.01, 1e4))
 def test_ewcs_running_sums_are_the_sum_over_stored_tasks(seed: int, upto: int, lam: float) -> None:
     models = Models.draw(seed)
@@ -549,7 +567,7 @@ def test_ewcs_running_sums_are_the_sum_over_stored_tasks(seed: int, upto: int, l
         theta = noise(seed + 50).map(lambda v: v.requires_grad_())
         value = penalty(theta) + 0 * theta.sum()
         value.backward()
-        values.append(float(value))
+        values.append(value.item())
         gradients.append(theta.vector.grad)
     assert values[0] == pytest.approx(values[1], rel=1e-9)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9 * lam)
@@ -557,7 +575,7 @@ def test_ewcs_running_sums_are_the_sum_over_stored_tasks(seed: int, upto: int, l
 
 def test_ewcs_gradient_reaches_loras_factors_through_the_dense_weight() -> None:
     models = Models.draw(1)
-    names = ("a", "b")
+    names = ("a", "b")  # the matrices
     cut = [Weights.of({n: w.tensors()[n] for n in names}) for w in (models.theta_0, *models.thetas, *models.fishers)]
     pairs = list(zip(cut[1:4], cut[5:8], strict=True))
     ewc = trainer("ewc", lam=3.0)
@@ -579,6 +597,7 @@ def test_ewcs_gradient_reaches_loras_factors_through_the_dense_weight() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@property_test
 @given(seeds, st.floats(0.1, 1))
 def test_online_ewc_is_separate_at_the_second_task_and_decays_afterwards(seed: int, gamma: float) -> None:
     models, theta = Models.draw(seed), noise(seed + 50)
@@ -589,6 +608,7 @@ def test_online_ewc_is_separate_at_the_second_task_and_decays_afterwards(seed: i
     assert float(later.penalty(theta)) == pytest.approx(float(explicit(theta, [(models.thetas[2], F)], 2.0)), rel=1e-9)
 
 
+@property_test
 @given(seeds, st.integers(1, 4))
 def test_online_ewc_and_its_gradient_vanish_at_the_anchor(seed: int, upto: int) -> None:
     models = Models.draw(seed)
@@ -598,7 +618,7 @@ def test_online_ewc_and_its_gradient_vanish_at_the_anchor(seed: int, upto: int) 
     value.backward()
     assert theta.vector.grad is not None
     scale = float(ewc.penalty(models.theta_0))
-    assert abs(float(value)) < 1e-12 * scale
+    assert abs(value.item()) < 1e-12 * scale
     assert float(theta.vector.grad.abs().max()) < 1e-12 * scale
     assert float(ewc.penalty(models.thetas[upto - 1] + 0.01)) > 0
 
@@ -641,12 +661,14 @@ def layers(basis: Tensor) -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("t", [2, 3, 9])
+@property_test
 @given(seed=seeds)
 def test_trm_without_steps_is_the_running_average(t: int, seed: int) -> None:
     task = toy(seed, t)
     assert close(TRM(steps=0).merge(task), rule("average").merge(task), 1e-14)
 
 
+@property_test
 @given(seeds)
 def test_trms_basis_is_orthonormal_in_every_layer_and_spans_the_trajectory(seed: int) -> None:
     task = toy(seed)
@@ -769,7 +791,7 @@ def test_a_weight_of_zero_removes_its_term() -> None:
     for off, other in (({"lambda_c": 0.0}, {"tau": 7.0}), ({"lambda_g": 0.0}, {"rho": 50.0})):
         one, two = TRM(steps=5, **off).merge(task), TRM(steps=5, **off, **other).merge(task)
         assert one.digest() == two.digest()
-        on = {key: 1.0 for key in off}
+        on = dict.fromkeys(off, 1.0)
         assert TRM(steps=5, rho=20.0, **on).merge(task).digest() != TRM(steps=5, rho=20.0, **off).merge(task).digest()
 
 
@@ -873,12 +895,12 @@ def objective_on_fixed_batches(live: Live, weights: Weights) -> float:
 def test_trm_lowers_its_objective_from_the_average_on(live: Live, record_property: Record) -> None:
     average = TRM(steps=0).merge(live.task())
     task = live.task()
-    merged = TRM(steps=40, lambda_g=0.0).merge(task)
+    merged = TRM(steps=20, lambda_g=0.0).merge(task)
     before, after = (objective_on_fixed_batches(live, w) for w in (average, merged))
     record_property("objective_before_and_after", f"{before:.4f} {after:.4f}")
     assert after < before
     assert close(average, rule("average").merge(live.task()), 1e-6)
-    assert task.scalars["merge_steps"] == 40
+    assert task.scalars["merge_steps"] == 20
     assert TRM(steps=2).merge(live.task()).digest() == TRM(steps=2).merge(live.task()).digest()
 
 

@@ -139,6 +139,7 @@ def test_code_hashes_follow_code_and_not_words(tmp_path: Path) -> None:
     first = code(source)
     assert code(source.replace("Doc.", "Other.") + "# comment\nmethod('m', 'mine@merged')\n") == first
     assert code(source + "\n@rule('other')\nclass O(Rule):\n    y = 1\n") == first
+    assert code(source + "\nclass Helper:\n    y = 1\n") != first
     assert code(source.replace("SCALE = 2", "SCALE = 3")) != first
     assert code(source.replace("option(1", "option(2")) != first
     assert code_of_class(Rule) == "plain"

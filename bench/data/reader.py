@@ -21,4 +21,4 @@ class Arrays(NamedTuple):
 
 def where(config: DatasetConfig) -> str:
     """The file that a message about this dataset points at."""
-    return f"datasets/{config.key}.yaml"
+    return f"dataset {config.key}"
