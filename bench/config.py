@@ -265,10 +265,11 @@ def _set(data: dict[str, Any], dotted: str, value: Any, where: str) -> None:
 
 
 def _drop(data: dict[str, Any], dotted: str) -> None:
-    *path, last = dotted.split(".")
-    for part in path:
-        data = data.get(part, {})
-    data.pop(last, None)
+    first, _, rest = dotted.partition(".")
+    if rest and isinstance(data.get(first), dict):
+        _drop(data[first], rest)
+    if not rest or data.get(first) == {}:
+        data.pop(first, None)
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
