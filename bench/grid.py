@@ -143,16 +143,18 @@ def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
     Raises:
         UserError: not a count, list or span of non-negative integers.
     """
+    spans = []
     try:
         if "," not in text and "-" not in text:
-            seeds = list(range(int(text)))
+            spans.append(range(int(text)))
         else:
-            seeds = []
             for part in filter(None, text.split(",")):
                 low, dash, high = part.partition("-")
-                seeds += range(int(low), int(high) + 1) if dash else [int(low)]
+                spans.append(range(int(low), int(high if dash else low) + 1))
     except ValueError:
-        seeds = []
+        spans = []
+    most = 100_000  # more is a slip, and would fill the memory
+    seeds = [seed for span in spans for seed in span] if sum(map(len, spans)) <= most else []
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
         raise UserError(
             f"{where}: {text!r} is neither a count (3), a list (0,1,7) nor a span (3-12) of distinct repeats"
