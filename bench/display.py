@@ -89,7 +89,8 @@ class Display:
                 self._finish(cell, read_record(path))
             else:
                 self._show(cell, progress_of(self._results, cell.id, self._job))
-        description = f"{len(self.records)}/{self._cells} runs"
+        starting = "" if self.records or self._lines else ", starting"
+        description = f"{len(self.records)}/{self._cells} runs{starting}"
         self._total.update(self._bar, description=description, completed=sum(self._tasks_done.values()))
 
     def _show(self, cell: Cell, told: dict[str, Any] | None) -> None:

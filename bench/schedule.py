@@ -127,6 +127,7 @@ def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Out
             else:
                 broken = _run_on_ray(specs, execution, threads, job)
     except KeyboardInterrupt:
+        _remove(log.parent)
         raise Interrupted(len(display.records), len(cells)) from None
 
     outcome = Outcome()
@@ -143,10 +144,14 @@ def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Out
         else:
             outcome.failed[cell_id] = why
     if not outcome.failed:
-        shutil.rmtree(log.parent, ignore_errors=True)
-        with suppress(OSError):  # another command's job lies there too
-            log.parent.parent.rmdir()
+        _remove(log.parent)
     return outcome
+
+
+def _remove(job: Path) -> None:
+    shutil.rmtree(job, ignore_errors=True)
+    with suppress(OSError):  # there is none, or another command's job lies there too
+        job.parent.rmdir()
 
 
 def _run_on_ray(specs: list[dict[str, Any]], execution: Execution, threads: int, job: str) -> dict[int, str]:

@@ -87,7 +87,7 @@ class Models:
 
     def task(self, t: int, served: Weights, start: Weights | None = None) -> Toy:
         theta = self.thetas[t - 1]
-        steps = [served + (theta - served) * f + noise(t * 10 + i, 0.02).map(lambda v: v.to(theta.vector))
+        steps = [served + (theta - served) * f + noise(2**32 - 10 * t - i, 0.02).map(lambda v: v.to(theta.vector))
                  for i, f in enumerate((0.2, 0.5, 0.8))]  # fmt: skip
         return Toy(t, self.theta_0, start or served, served, theta, {"snapshots": [*steps, theta]},
                    dict.fromkeys(("empirical", "exact"), self.fishers[t - 1]))  # fmt: skip
