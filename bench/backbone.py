@@ -29,7 +29,7 @@ class SplitQKV(nn.Module):
         super().__init__()
         size = fused.out_features // 3
         for i, name in enumerate("qkv"):
-            part = nn.Linear(fused.in_features, size, bias=fused.bias is not None)
+            part = nn.Linear(fused.in_features, size, bias=fused.bias is not None, device="meta")  # no random draw
             part.weight = nn.Parameter(fused.weight.detach()[i * size : (i + 1) * size].clone())
             if fused.bias is not None:
                 part.bias = nn.Parameter(fused.bias.detach()[i * size : (i + 1) * size].clone())

@@ -111,7 +111,8 @@ class Cell:
         ]
         served = parent = "pretrained"
         keys: dict[int, str] = {}
-        remembers = bool(self.method.trainer.states())
+        # What a trainer remembers comes from the tasks before, by way of their statistics.
+        memory = [protocol.fisher_samples, code["method"]] if self.method.trainer.states() else None
         borders = [columns.stop for columns in boundaries(self.dataset.classes, self.n_tasks)]
         order = class_order(self.dataset.classes, self.class_order_seed)
         joint = self.method.trainer.data == "seen"
@@ -119,7 +120,7 @@ class Cell:
             classes = order[: borders[t - 1]] if joint or t == 1 else order[borders[t - 2] : borders[t - 1]]
             begins = {"pretrained": "pretrained", "previous": parent, "merged": served}[self.method.start]
             # A joint training's heads have the tasks' borders; any other sees nothing of the stream but its classes.
-            keys[t] = key_of("train", base, classes, borders if joint else None, begins, parent if remembers else None)
+            keys[t] = key_of("train", base, classes, borders if joint else None, begins, memory and [parent, *memory])
             parent = keys[t]
             rule = self.method.identity()["rule"]
             served = key_of("served", served, parent, rule, code["method"], protocol.fisher_samples)

@@ -79,7 +79,10 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str,
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
+        # safetensors refuses tensors that share memory, as a plugin's state may with what is served.
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        owners = {tensor.untyped_storage().data_ptr(): name for name, tensor in plain.items()}
+        plain = {n: t if owners[t.untyped_storage().data_ptr()] == n else t.clone() for n, t in plain.items()}
         save_file(plain, temporary, metadata={"clmerge": json.dumps(header)})
 
 

@@ -87,8 +87,6 @@ def trajectory_basis(task: Task) -> tuple[Tensor, Tensor]:
                     v = v - (w @ v) * w
             residual = v.norm()
             found.append(v / residual if residual > 1e-4 * original.norm() else torch.zeros_like(v))
-        if not found[0].any():
-            found = [torch.zeros_like(v) for v in found]  # training left this layer alone: it keeps h
         columns.append(found)
         kept.append(torch.stack([v.any() for v in found]).double() * candidates[0].double().norm())
     basis = torch.stack([torch.cat([layer[j] for layer in columns]) for j in range(len(u))])

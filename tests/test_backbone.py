@@ -94,9 +94,6 @@ def test_random_backbones_are_a_function_of_the_seed_alone() -> None:
     assert Backbone(protocol, IMAGE, seed=2).pretrained.digest() != first
 
 
-@pytest.mark.xfail(
-    strict=True, reason="SplitQKV's Linears are initialised outside fork_rng before they are overwritten"
-)
 def test_building_a_backbone_leaves_the_global_generator_alone(protocol: ProtocolConfig) -> None:
     state = torch.get_rng_state()
     Backbone(protocol, IMAGE)

@@ -631,8 +631,6 @@ def test_ewcs_memory_is_two_vectors_and_survives_a_file(tmp_path: Path) -> None:
         assert float(reloaded(ewc, tmp_path).penalty(noise(9))) == float(ewc.penalty(noise(9)))
 
 
-@pytest.mark.xfail(strict=True, reason="train keys leave out fisher_samples (and statistics.py), which EWC's state is "
-                   "a function of: two protocols that differ in it share task 2's stored training")  # fmt: skip
 def test_a_stored_training_of_ewc_is_named_after_its_fishers_sample() -> None:
     request = {"dataset": "digits", "n_tasks": 2, "protocol": "embedded", "method": "ewc", "class_order_seed": 0,
                "run_seed": 0, "eval_split": "test"}  # fmt: skip

@@ -295,8 +295,6 @@ def test_keys_with_dots_do_not_collide(tmp_path: Path) -> None:
     assert torch.equal(fresh.rest["a.b"], torch.ones(2))
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors refuses tensors that share memory, so `self.last = task.trained` "
-                   "as a rule's state fails the cell: save_tensors has to clone what is shared")  # fmt: skip
 def test_one_tensor_remembered_twice_is_saved(tmp_path: Path) -> None:
     one = torch.arange(3.0)
     fresh = travelled(begun([one, one]), tmp_path)
