@@ -31,11 +31,13 @@ MARK = "CLMERGE_JOB"  #: environment variable by which our processes know each o
 GRACE_S = 3.0  #: for the conductor to go by itself before it is killed
 
 # What Ray reads from the environment. Titles of processes must not overwrite MARK (SPT_NOENV), the working directory
-# must stay the user's (CHDIR), nothing is sent anywhere (USAGE), and only the log is written to.
+# must stay the user's (CHDIR), nothing is sent anywhere (USAGE), and workers are no less important than a local run,
+# where Ray would give them a niceness of 15 and a busy machine then starves them.
 _RAY_ENVIRONMENT = {
     "SPT_NOENV": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",

@@ -120,7 +120,14 @@ class Cell:
             classes = order[: borders[t - 1]] if joint or t == 1 else order[borders[t - 2] : borders[t - 1]]
             begins = {"pretrained": "pretrained", "previous": parent, "merged": served}[self.method.start]
             # A joint training's heads have the tasks' borders; any other sees nothing of the stream but its classes.
-            keys[t] = key_of("train", base, classes, borders if joint else None, begins, memory and [parent, *memory])
+            keys[t] = key_of(
+                "train",
+                base,
+                classes,
+                borders if joint else None,
+                begins,
+                [parent, *memory] if memory and t > 1 else None,
+            )
             parent = keys[t]
             rule = self.method.identity()["rule"]
             served = key_of("served", served, parent, rule, code["method"], protocol.fisher_samples)
