@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,16 +24,15 @@ from bench.environment import environment
 from bench.evaluate import count, predict
 from bench.grid import Cell
 from bench.heads import Head
-from bench.memory import nbytes, pack, unpack
+from bench.memory import nbytes
 from bench.method import Rule, Trainer
 from bench.record import FORMAT, counts_sha256
-from bench.store import Store, load_tensors, save_tensors, write_atomic
+from bench.resume import Heartbeat, Progress, SoFar, resume, save
+from bench.store import Store, write_atomic
 from bench.stream import Stream, TaskData
 from bench.task import LiveTask
 from bench.train import Learnt, train
 from bench.weights import Weights
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -81,25 +79,6 @@ class Workbench:
         return self._keep("backbone", key, lambda: Backbone(cell.protocol, cell.dataset.image, self.device))
 
 
-@dataclass
-class Progressing:
-    """Everything that a cell has made so far; saved at each task boundary."""
-
-    heads: list[Head] = field(default_factory=list)
-    counts: list[list[list[int]] | None] = field(default_factory=list)
-    counts_taskaware: list[list[list[int]] | None] = field(default_factory=list)
-    before: list[list[int] | None] = field(default_factory=list)
-    before_taskaware: list[list[int] | None] = field(default_factory=list)
-    predicted: list[np.ndarray] = field(default_factory=list)  #: per t (N,) int16, -1 where not seen yet
-    predicted_taskaware: list[np.ndarray] = field(default_factory=list)
-    tasks: list[dict[str, Any]] = field(default_factory=list)
-    carried_bytes: int = 0
-    peak_mb: float = 0.0
-    wall_s: float = 0.0
-
-    JSON = ("counts", "counts_taskaware", "before", "before_taskaware", "tasks", "carried_bytes", "peak_mb", "wall_s")
-
-
 def run_cell(cell: Cell, bench: Workbench, job: str = "", progress: Progress = lambda _: None) -> dict[str, Any]:
     """Run a cell to its record, resuming after its last finished task, and return the record.
 
@@ -108,7 +87,7 @@ def run_cell(cell: Cell, bench: Workbench, job: str = "", progress: Progress = l
     """
     folder = bench.results / "runs" / cell.id
     folder.mkdir(parents=True, exist_ok=True)
-    beat = _Heartbeat(cell, folder, job, progress)
+    beat = Heartbeat(cell, folder, job, progress)
     if beat.attempts > 2:
         message = "its process died twice (out of memory?); the other cells went on"
         return _write_failed(cell, folder, {"type": "ProcessDied", "message": message, "where": "", "attempts": 2})
@@ -122,13 +101,13 @@ def run_cell(cell: Cell, bench: Workbench, job: str = "", progress: Progress = l
     return record
 
 
-def _run(cell: Cell, bench: Workbench, folder: Path, beat: _Heartbeat) -> dict[str, Any]:
+def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[str, Any]:
     began, stream, backbone = time.perf_counter(), bench.stream(cell), bench.backbone(cell)
     trainer, rule = cell.method.build()
     theta_0 = backbone.pretrained
     trainer.begin(theta_0)
     rule.begin(theta_0)
-    so_far, served, trained = _resume(cell, folder, trainer, rule, theta_0) or (Progressing(), theta_0, theta_0)
+    so_far, served, trained = resume(cell, folder, trainer, rule, theta_0) or (SoFar(), theta_0, theta_0)
     wall_before = so_far.wall_s
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -186,7 +165,7 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: _Heartbeat) -> dict[s
         )
         so_far.wall_s = wall_before + time.perf_counter() - began
         if current.t < cell.n_tasks:
-            _save(cell, folder, trainer, rule, so_far, served, trained)
+            save(cell, folder, trainer, rule, so_far, served, trained)
             beat("finished", current.t, finished=current.t)
     return _write_record(cell, folder, stream, so_far)
 
@@ -227,7 +206,7 @@ def _train_or_load(
 
 def _evaluate(
     cell: Cell, bench: Workbench, stream: Stream, current: TaskData, rule: Rule, served: Weights, trained: Weights,
-    so_far: Progressing,
+    so_far: SoFar,
 ) -> None:  # fmt: skip
     """Predictions and counts after task t, and of theta*_t on task t before merging."""
     seen = stream.tasks[: current.t]
@@ -255,80 +234,10 @@ def _evaluate(
     so_far.before_taskaware.append(list(count(own_alone, stream, current)))
 
 
-def _absent(so_far: Progressing) -> None:
+def _absent(so_far: SoFar) -> None:
     """A row that does not exist: nothing was trained after this task."""
     for table in (so_far.counts, so_far.counts_taskaware, so_far.before, so_far.before_taskaware):
         table.append(None)
-
-
-# ---- resuming ----------------------------------------------------------------------------------------------------
-def _save(
-    cell: Cell, folder: Path, trainer: Trainer, rule: Rule, so_far: Progressing, served: Weights, trained: Weights
-) -> None:
-    tensors = {"served": served.vector, "trained": trained.vector}
-    for i, head in enumerate(so_far.heads):
-        tensors |= {f"head.{i}.weight": head.weight, f"head.{i}.bias": head.bias}
-    trees = {}
-    for name, plugin in (("trainer", trainer), ("rule", rule)):
-        memory, trees[name] = pack(plugin)
-        tensors |= {f"{name}.{k}": v for k, v in memory.items()}
-    for i, pair in enumerate(zip(so_far.predicted, so_far.predicted_taskaware, strict=True)):
-        tensors |= {f"predicted.{i}.{j}": torch.from_numpy(p) for j, p in enumerate(pair)}
-    header = {"code": cell.code(), "heads": len(so_far.heads), "predicted": len(so_far.predicted), "memory": trees}
-    header["so_far"] = {name: getattr(so_far, name) for name in Progressing.JSON}
-    save_tensors(folder / "resume.safetensors", tensors, header)
-
-
-def _resume(
-    cell: Cell, folder: Path, trainer: Trainer, rule: Rule, theta_0: Weights
-) -> tuple[Progressing, Weights, Weights] | None:
-    """What :func:`_save` left, unless there is none or the code has changed since."""
-    kept = load_tensors(folder / "resume.safetensors")
-    if kept is None or kept[1]["code"] != cell.code():
-        return None
-    tensors, header = kept
-    device = theta_0.vector.device
-    heads = [(tensors[f"head.{i}.weight"], tensors[f"head.{i}.bias"]) for i in range(header["heads"])]
-    pairs = [[tensors[f"predicted.{i}.{j}"].numpy() for j in (0, 1)] for i in range(header["predicted"])]
-    so_far = Progressing(
-        heads=[Head(w.to(device), b.to(device)) for w, b in heads],
-        predicted=[p[0] for p in pairs],
-        predicted_taskaware=[p[1] for p in pairs],
-        **header["so_far"],
-    )
-    for name, plugin in (("trainer", trainer), ("rule", rule)):
-        memory = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-        unpack(plugin, memory, header["memory"][name], theta_0)
-    served, trained = (Weights(tensors[n].to(device), theta_0.layout) for n in ("served", "trained"))
-    return so_far, served, trained
-
-
-class _Heartbeat:
-    """``progress.json``: what the live display reads, and how often a process died on this cell."""
-
-    def __init__(self, cell: Cell, folder: Path, job: str, progress: Progress) -> None:
-        self._path, self._progress = folder / "progress.json", progress
-        self._told: dict[str, Any] = {
-            "id": cell.id,
-            "n_tasks": cell.n_tasks,
-            "job": job,
-            "finished": 0,
-            "pid": os.getpid(),
-        }
-        self.attempts = 1
-        try:
-            before = json.loads(self._path.read_text())
-            self._told["finished"] = int(before["finished"])
-            if job and before["job"] == job:
-                self.attempts = int(before["attempts"]) + 1
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        self("starting", self._told["finished"] + 1)
-
-    def __call__(self, phase: str, task: int, **more: Any) -> None:
-        self._told |= {"phase": phase, "task": task, "attempts": self.attempts, "updated": time.time(), **more}
-        write_atomic(self._path, json.dumps(self._told))
-        self._progress(dict(self._told))
 
 
 # ---- records -----------------------------------------------------------------------------------------------------
@@ -347,7 +256,7 @@ def _head_of_record(cell: Cell, status: str) -> dict[str, Any]:
     }
 
 
-def _write_record(cell: Cell, folder: Path, stream: Stream, so_far: Progressing) -> dict[str, Any]:
+def _write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dict[str, Any]:
     seconds = [task["seconds"] for task in so_far.tasks]
     record = _head_of_record(cell, "done") | {
         "dataset": {"key": cell.dataset.key, "digest": stream.digest, "class_order": stream.class_order},

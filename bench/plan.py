@@ -75,7 +75,7 @@ def make_plan(
             {"failed": plan.failed, "done": plan.done, "stale": plan.stale}[state].append(cell.id)
         if state in ("missing", "failed") or state in rerun:
             plan.to_run.append(cell)
-            finished = _finished_tasks(folder)
+            finished = _finished_tasks(folder, cell)
             if finished:
                 plan.partial[cell.id] = finished
             todo = [key for t, key in cell.train_keys.items() if t > finished and not store.has("train", key)]
@@ -85,9 +85,10 @@ def make_plan(
     return plan
 
 
-def _finished_tasks(folder: Path) -> int:
+def _finished_tasks(folder: Path, cell: Cell) -> int:
     try:
-        return int(json.loads((folder / "progress.json").read_text())["finished"])
+        told = json.loads((folder / "progress.json").read_text())
+        return int(told["finished"]) if told["code"] == cell.code() else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
