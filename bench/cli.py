@@ -57,9 +57,8 @@ def _planned(results: Path, data: Path, plugins: tuple[Path, ...], options: dict
     return make_plan(cells, blocked, results, store, options["rerun"]), suite
 
 
-def _shard(text: str | None, trials: list[Any]) -> list[Any]:
-    if text is None:
-        return trials
+def _shard(text: str, trials: list[Any]) -> list[Any]:
+    """The K-th of N parts of the trials."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--shard: {text!r} is not K/N with 1 <= K <= N, for example 2/8")
@@ -78,8 +77,8 @@ def _shard(text: str | None, trials: list[Any]) -> list[Any]:
 @click.option("--workers", type=click.IntRange(1), help="Processes at once; default: what fits the machine.")
 @click.option(
     "--gpus-per-run",
-    type=click.FloatRange(0, min_open=True),
-    help="GPUs a process, may be a fraction; default 1 where there are GPUs.",
+    type=click.FloatRange(0, 1),
+    help="Share of a GPU for one process, 0 for none; default 1 where there are GPUs.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the cells' rows as JSON and nothing else.")
 @common
@@ -101,7 +100,11 @@ def run(
     execution = Execution(results, data, places, executor, options["use_cache"], gpus_per_run, workers, quiet)
     threads = max(cell.protocol.threads for cell in plan.cells)
     processes = slots(execution, threads)
-    trials = _shard(options["shard"], pack(plan.to_run, processes))
+    trials = pack(plan.to_run, processes)
+    if options["shard"]:  # cut the whole grid, which is the same for every job of an array, not what is left of it
+        left = {cell.id for cell in plan.to_run}
+        mine = _shard(options["shard"], pack(plan.cells, processes))
+        trials = [todo for trial in mine if (todo := [cell for cell in trial if cell.id in left])]
     if not quiet:
         click.echo(describe(plan, suite, results, processes))
     failed: dict[str, str] = {}

@@ -314,3 +314,20 @@ def test_datasets_all_lists_what_is_missing_and_goes_on() -> None:
     keys = {cell["dataset"] for cell in json.loads(done.stdout)["cells"]}
     assert {"glyphs", "glyphs_rot90", "glyphs_xor", "digits"} <= keys
     assert "glyphs_base" not in keys
+
+
+def test_shards_share_the_grid_out_whatever_is_done_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    asked: list[set[str]] = []
+
+    def execute(trials: list[list], *_: object) -> object:
+        asked.append({cell.id for trial in trials for cell in trial})
+        raise KeyboardInterrupt  # nothing is run here
+
+    monkeypatch.setattr("bench.schedule.execute", execute)
+    grid = ["--methods", "average pm ewc", "--datasets", "digits glyphs", "--seeds", "3", "--results", str(tmp_path)]
+    for k in (1, 2, 3):
+        CliRunner().invoke(cli, ["run", "--executor", "local", "--data", str(DATA), "--shard", f"{k}/3", *grid])
+    assert len(set.union(*asked)) == sum(map(len, asked)) == 18
+    assert all(asked)
