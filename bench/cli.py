@@ -119,7 +119,7 @@ def run(
     if as_json:
         click.echo(json.dumps(_rows(results, stale, suite.eval_split, ids), indent=1))
     else:
-        _print_table(results, ids, stale, suite, quiet)
+        _print_table(results, ids, stale, suite)
     if not quiet:
         click.echo(f"records: {results / 'runs'}\nreport:  clmerge report writes Markdown, LaTeX, CSV and figures")
     if failed:
@@ -141,7 +141,7 @@ def _rows(results: Path, stale: set[str], eval_split: str, only: set[str] | None
     return rows([r for r in read_records(results) if only is None or r["id"] in only], stale, eval_split)
 
 
-def _print_table(results: Path, ids: set[str], stale: set[str], suite: SuiteConfig, quiet: bool) -> None:
+def _print_table(results: Path, ids: set[str], stale: set[str], suite: SuiteConfig) -> None:
     from rich.console import Console
 
     from bench.report import build_report
@@ -149,7 +149,7 @@ def _print_table(results: Path, ids: set[str], stale: set[str], suite: SuiteConf
     report = build_report(results, _report_yaml(suite), stale, only=ids)
     # A pipe has no width: print wide rather than cut columns off.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(report.terminal(contrasts=not quiet))
+    console.print(report.terminal())
 
 
 def stale_ids(results: Path, plugins: tuple[Path, ...]) -> set[str]:

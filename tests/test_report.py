@@ -287,6 +287,13 @@ def rendered(report: Any, width: int = 250) -> str:
     return console.file.getvalue()
 
 
+def test_contrasts_too_few_to_be_tested_do_not_fill_the_terminal(tmp_path: Path) -> None:
+    few = rendered(build_report(fake.write(tmp_path / "few", fake.grid(3)), EMBEDDED))
+    assert "tested from 5 repeats on" in few
+    assert "Detectable" not in few
+    assert "Detectable" in rendered(build_report(fake.write(tmp_path / "many", fake.grid(5)), EMBEDDED))
+
+
 def test_reconstructions_and_oracles_are_marked_in_every_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
@@ -62,14 +62,20 @@ class Report:
         """The tables as booktabs floats."""
         return tables.latex(self.blocks, self.config.columns, self.config.caption)
 
-    def terminal(self, contrasts: bool = True) -> Group:
-        """The tables and, where some are declared and wanted, the contrasts for ``rich``."""
+    def terminal(self) -> Group:
+        """The tables for ``rich``, and the declared contrasts where there are repeats enough to test any."""
         from rich.console import Group
         from rich.text import Text
 
         parts = [Text(self.config.caption.strip())] if self.config.caption else []
         notes = [Text(note, style="dim") for note in self.notes]
-        declared = [self.contrasts.terminal()] if contrasts and self.contrasts.results else []
+        tested = any(result.p is not None for result in self.contrasts.results)
+        declared: list[Any] = [self.contrasts.terminal()] if tested else []
+        if self.contrasts.results and not tested:
+            few = (
+                f"Declared contrasts are tested from {contrasts.MIN_REPEATS} repeats on; `clmerge report` writes them."
+            )
+            declared = [Text(few, style="dim")]
         return Group(*parts, tables.terminal(self.blocks, self.config.columns), *notes, *declared)
 
 
