@@ -36,8 +36,8 @@ report: setup  ## write tables and figures of the results at hand to reports/out
 
 smoke: setup  ## the whole path in under a minute: every method in-process, then one trial under Ray
 	@rm -rf results/smoke
-	@$(BIN)/clmerge run --suite smoke --executor local --results results/smoke
-	@$(BIN)/clmerge run --suite smoke --executor ray --results results/smoke --methods pm --seeds 1,2
+	@$(BIN)/clmerge run --suite smoke --protocol-set train.epochs=1 --executor local --results results/smoke
+	@$(BIN)/clmerge run --suite smoke --protocol-set train.epochs=1 --results results/smoke --methods pm --seeds 1,
 	@$(BIN)/clmerge report --results results/smoke --out results/smoke/report
 
 lint: setup  ## ruff and mypy
