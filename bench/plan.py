@@ -180,7 +180,7 @@ def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | Non
     methods = len({c.method.variant for c in cells})
     repeats = len({(c.class_order_seed, c.run_seed) for c in cells})
     lines = [
-        f"{len(cells)} cells: {datasets}; {methods} method{'s' * (methods > 1)}, "
+        f"{len(cells)} cell{'s' * (len(cells) > 1)}: {datasets}; {methods} method{'s' * (methods > 1)}, "
         f"{repeats} repeat{'s' * (repeats > 1)}, protocol {cells[0].protocol.variant_of or cells[0].protocol.key}"
         + (", validation split" * (suite.eval_split == "val"))
     ]
