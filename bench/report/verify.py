@@ -77,8 +77,6 @@ def verify(new_rows: Iterable[Row], published_rows: Iterable[Row], tolerance: fl
     one. ``ok`` is false when nothing could be compared.
     """
     new, published = _by_group(new_rows), _by_group(published_rows)
-    # Bonferroni: with forty methods and streams, one mean in a hundred outside would be an everyday false alarm.
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(set(new) & set(published)))
     lines: list[str] = []
     verdicts: list[bool] = []
     for group in sorted({*new, *published}, key=str):
@@ -107,14 +105,14 @@ def verify(new_rows: Iterable[Row], published_rows: Iterable[Row], tolerance: fl
             else:
                 fresh.append(row["a_last"])
         if fresh:
-            inside, line = _predicted(fresh, list(there.values()), confidence)
+            inside, line = _predicted(fresh, list(there.values()))
             verdicts += [] if inside is None else [inside]
             lines.append(f"{_word(inside)}: {name}: {line}")
     failed = verdicts.count(False)
     lines.append(
         f"{len(verdicts)} comparisons, {failed} outside. The same cell may differ by {tolerance:g} points because "
-        "other CPUs and thread counts round differently; by chance one such command in a hundred finds a mean of "
-        "other repeats outside."
+        "other CPUs and thread counts round differently; of the means of other repeats about "
+        f"{1 - CONFIDENCE:.0%} fall outside by chance."
         if verdicts
         else "nothing could be compared: no method here has published repeats under the same dataset, T and protocol"
     )
@@ -137,15 +135,15 @@ def prediction_interval(
     return mean - half, mean + half
 
 
-def _predicted(fresh: Sequence[float], published: Sequence[float], confidence: float) -> tuple[bool | None, str]:
+def _predicted(fresh: Sequence[float], published: Sequence[float]) -> tuple[bool | None, str]:
     mean = statistics.fmean(fresh)
     text = f"mean of {len(fresh)} other repeats {mean:.2f}"
     if len(published) < 2:
         return None, f"{text}; {len(published)} published repeats give no interval"
-    low, high = prediction_interval(published, len(fresh), confidence)
+    low, high = prediction_interval(published, len(fresh))
     return (
         low <= mean <= high,
-        f"{text}, {100 * confidence:g}% prediction interval of {len(published)} published {low:.2f} to {high:.2f}",
+        f"{text}, {CONFIDENCE:.0%} prediction interval of {len(published)} published {low:.2f} to {high:.2f}",
     )
 
 
