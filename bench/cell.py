@@ -145,6 +145,7 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[st
         if cell.method.start == "previous" and not torch.equal(served.vector, trained.vector):
             carried += trained.nbytes
         so_far.carried_bytes = max(so_far.carried_bytes, carried)
+        so_far.carried_image_bytes = max(so_far.carried_image_bytes, nbytes(rule, images=True))
         so_far.tasks.append(
             {
                 "t": current.t,
@@ -184,8 +185,7 @@ def _train_or_load(
         }
         pairs = [(tensors[f"head.{i}.weight"], tensors[f"head.{i}.bias"]) for i in range(header["heads"])]
         heads = [Head(w.to(backbone.device), b.to(backbone.device)) for w, b in pairs]
-        snapshots = [dense[f"snapshots.{i}"].to("cpu") for i in range(header["snapshots"])]
-        recorded = {"snapshots": snapshots} if snapshots else {}
+        recorded = {k: [dense[f"{k}.{i}"].to("cpu") for i in range(n)] for k, n in header["recorded"].items()}
         return Learnt(dense["weights"], heads, header["steps"], header["seconds"], header["onset"], recorded), 0.0
     tasks = stream.tasks[: current.t] if trainer.data == "seen" else [current]
     learnt = train(backbone, stream, tasks, trainer, start, cell.protocol, cell.run_seed, record)
@@ -194,11 +194,11 @@ def _train_or_load(
         tensors = {"weights": learnt.weights.vector}
         for i, head in enumerate(learnt.heads):
             tensors |= {f"head.{i}.weight": head.weight, f"head.{i}.bias": head.bias}
-        snapshots = learnt.recorded.get("snapshots", [])
-        tensors |= {f"snapshots.{i}": s.vector for i, s in enumerate(snapshots)}
+        for kind, copies in learnt.recorded.items():
+            tensors |= {f"{kind}.{i}": w.vector for i, w in enumerate(copies)}
         header = {
-            "record": list(record), "heads": len(learnt.heads), "snapshots": len(snapshots), "steps": learnt.steps,
-            "seconds": learnt.seconds, "onset": learnt.onset,
+            "record": list(record), "recorded": {k: len(v) for k, v in learnt.recorded.items()},
+            "heads": len(learnt.heads), "steps": learnt.steps, "seconds": learnt.seconds, "onset": learnt.onset,
         }  # fmt: skip
         bench.store.save("train", key, tensors, header)
     return learnt, learnt.seconds
@@ -274,6 +274,7 @@ def _write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> di
             "opt_steps": sum(t["opt_steps"] + int(t["scalars"].get("merge_steps", 0)) for t in so_far.tasks),
             "peak_mb": so_far.peak_mb,
             "carried_bytes": so_far.carried_bytes,
+            "carried_image_bytes": so_far.carried_image_bytes,
         },
         "digest": so_far.tasks[-1]["served_digest"],
         "error": None,

@@ -58,6 +58,8 @@ def unpack(plugin: Plugin, tensors: dict[str, Tensor], tree: dict[str, Any], lik
         setattr(plugin, name, build(tree[name]))
 
 
-def nbytes(plugin: Plugin) -> int:
-    """Bytes of all tensors that the plugin carries across a task boundary."""
-    return sum(t.numel() * t.element_size() for t in pack(plugin)[0].values())
+def nbytes(plugin: Plugin, images: bool = False) -> int:
+    """Bytes of all tensors that the plugin carries across a task boundary; ``images``: of its image buffers alone."""
+    buffers = {name for name, field in plugin.states().items() if field.metadata["images"]}
+    tensors = pack(plugin)[0].items()
+    return sum(t.numel() * t.element_size() for name, t in tensors if not images or name.split(".")[0] in buffers)

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["START", "Rule", "Start", "Task", "Trainer", "Weights", "method", "option", "rule", "state", "trainer"]
+__all__ = [
+    "START", "Gram", "Rule", "Start", "Task", "TaskVectorRule", "Trainer", "Weights", "method", "option", "rule",
+    "state", "trainer",
+]  # fmt: skip
 
 Start = Literal["pretrained", "previous", "merged"]
 START: tuple[Start, ...] = ("pretrained", "previous", "merged")
@@ -62,11 +65,26 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 
 
-def state(default: Any = None) -> Any:
+def state(default: Any = None, *, images: bool = False) -> Any:
     """What a plugin remembers across tasks: ``Weights`` (zeros at first unless a default is given), a number, or a
     dict of tensors. Saved at each task boundary; a callable default is called for each run.
+
+    ``images=True`` declares a buffer of training images: its bytes count, and tables show the method apart.
     """
-    return dataclasses.field(default=None, init=False, repr=False, metadata={"state": True, "initial": default})
+    told = {"state": True, "initial": default, "images": images}
+    return dataclasses.field(default=None, init=False, repr=False, metadata=told)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gram:
+    """Second moment of what one layer is fed on a task's images at theta*_t, float64.
+
+    ``sum`` is X^T X (d_in, d_in) of a Linear's inputs, or the column sums of squares (d,) of a LayerNorm's normalised
+    inputs; ``rows`` is how many rows (images x tokens) X has.
+    """
+
+    sum: Tensor
+    rows: int
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(option, state))
@@ -131,14 +149,32 @@ class Rule(Plugin):
     #: True: task i is always served by theta*_i, the true task given (the upper reference of the merging literature)
     experts: ClassVar[bool] = False
 
+    #: the order of tasks that were trained independently does not matter (``clmerge check`` tests it)
+    order_invariant: ClassVar[bool] = False
+
     @property
     def record(self) -> tuple[str, ...]:
-        """By-products of training that ``merge`` needs, for example ``("snapshots:4",)``."""
+        """By-products of training that ``merge`` needs: ``("snapshots:4",)``, ``("grad_sq",)``."""
         return ()
 
     def merge(self, task: Task) -> Weights:
         """theta_hat_t. Must not change what the task holds."""
         raise NotImplementedError
+
+
+class TaskVectorRule(Rule):
+    """Base of rules that combine task vectors: what a task vector is where training does not start at theta_0.
+
+    ``increment`` is what this task's training added; ``total`` is measured from theta_0, the default at start
+    ``previous`` as MagMax (arXiv:2407.06322) reads it. At start ``pretrained`` both are theta*_t - theta_0.
+    """
+
+    at_start = {"previous": {"delta": "total"}}
+    delta: Literal["increment", "total"] = option("increment", help="what a task vector is measured from")
+
+    def tau(self, task: Task) -> Weights:
+        """tau_t (P,)."""
+        return task.trained - (task.start if self.delta == "increment" else task.pretrained)
 
 
 class Task(Protocol):
@@ -159,12 +195,21 @@ class Task(Protocol):
         """Diagonal Fisher on the current task at ``at`` (default theta*_t): mean over samples, see statistics.py."""
         ...
 
+    def gram(self, samples: int) -> dict[str, Gram]:
+        """By adapted tensor, what its layer is fed at theta*_t on that many of the current task's images.
+
+        Linear and LayerNorm weights only; a tensor that has none is not in the dict.
+        """
+        ...
+
     def batches(self, size: int, steps: int, labelled: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
         """``steps`` batches of the current task's training images (b, C, H, W) and, if labelled, columns (b,)."""
         ...
 
-    def logits(self, weights: Weights, x: Tensor, heads: str = "current") -> Tensor:
-        """Logits (b, classes) under ``weights``; heads "current", "old" (tasks before), "seen" (all) or "fresh"."""
+    def logits(self, weights: Weights, x: Tensor, heads: str | int = "current") -> Tensor:
+        """Logits (b, classes) under ``weights``; heads "current", "old" (tasks before), "seen" (all), "fresh", or the
+        number of a task seen.
+        """
         ...
 
     def accuracy(self, weights: Weights) -> float:

@@ -98,7 +98,11 @@ class Method:
             "rule": {"key": self.rule.key, **self.rule_options},
             "start": self.start,
             "state": [f"trainer.{n}" for n in self.trainer.states()] + [f"rule.{n}" for n in self.rule.states()],
-            "data": {"training": self.trainer.data, "merging": self.rule.data},
+            "data": {
+                "training": self.trainer.data,
+                "merging": self.rule.data,
+                "keeps_images": any(f.metadata["images"] for f in self.rule.states().values()),
+            },
         }
 
 
@@ -292,8 +296,9 @@ def _adapter(cls: type[Plugin], name: str) -> pydantic.TypeAdapter[Any]:
     spec = cls.options()[name]
     hint = spec.type
     if isinstance(hint, str):
-        # Only this field's annotation: others may name types that are imported for checkers alone.
-        hint = eval(hint, dict(vars(sys.modules[cls.__module__])))
+        # Only this field's annotation (others may name types that are imported for checkers alone), where it stands.
+        owner = next(c for c in cls.__mro__ if name in vars(c).get("__annotations__", {}))
+        hint = eval(hint, dict(vars(sys.modules[owner.__module__])))
     constrained: Any = Annotated[hint, pydantic.Field(**spec.metadata["bounds"])]
     return pydantic.TypeAdapter(constrained)
 

@@ -36,10 +36,14 @@ class SoFar:
     predicted_taskaware: list[np.ndarray] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     carried_bytes: int = 0
+    carried_image_bytes: int = 0  #: of these, images of past tasks
     peak_mb: float = 0.0
     wall_s: float = 0.0
 
-    JSON = ("counts", "counts_taskaware", "before", "before_taskaware", "tasks", "carried_bytes", "peak_mb", "wall_s")
+    JSON = (
+        "counts", "counts_taskaware", "before", "before_taskaware", "tasks", "carried_bytes", "carried_image_bytes",
+        "peak_mb", "wall_s",
+    )  # fmt: skip
 
 
 def save(

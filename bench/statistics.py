@@ -1,27 +1,40 @@
-"""What rules ask of the data at a point in weight space: diagonal Fisher information.
+"""What rules ask of the data at a point in weight space: diagonal Fisher information, and Gram matrices of inputs.
 
-Estimators differ by orders of magnitude, so each has a name and no constant is ever shared between them:
+Fisher estimators differ by orders of magnitude, so each has a name and no constant is ever shared between them. Per
+sample (the gradient summed over tokens *before* squaring, so the answer does not depend on the batch size):
 
-* ``empirical``: mean over samples of (d log p_y / dW)^2 with the true label y. Per sample: the gradient is summed over
-  tokens *before* squaring, so the answer does not depend on the batch size.
+* ``empirical``: mean over samples of (d log p_y / dW)^2 with the true label y.
 * ``exact``: mean over samples of sum_c p_c (d log p_c / dW)^2, all classes of the head (one pass a class).
+* ``mammoth``: sum of p_y (d log p_y)^2 over batches * batch size (Mammoth's ewc_on; a short last batch counts full).
 
-Evaluation mode, float32, no perturbation, no autocast; logits divided by the training temperature, as in the loss.
+Per batch of the training size (squares of sums: they depend on the batch size, and are here to imitate others):
+
+* ``batchmean``: mean over batches of (d mean CE)^2 with the true labels (Avalanche; CoFiMA).
+* ``argmax_batch``: sum of (d mean CE)^2 * batch size / samples, with predicted labels (as BECAME-style code has it).
+* ``sqrtp_batch``: sum of (d sum_{n,c} sqrt(p_c) log p_c)^2 / samples, sqrt(p) held fixed (FusionBench).
+
+Evaluation mode always (the references that run in training mode differ by dropout), float32, no perturbation, no
+autocast; logits divided by the training temperature, as in the loss.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.functional import layer_norm, nll_loss
 
 from bench.backbone import Backbone
 from bench.heads import Head
+from bench.method import Gram
 from bench.weights import Weights
 
-KINDS = ("empirical", "exact")
+PER_SAMPLE = ("empirical", "exact", "mammoth")
+KINDS = (*PER_SAMPLE, "batchmean", "argmax_batch", "sqrtp_batch")
+LABELLED = frozenset({"empirical", "mammoth", "batchmean"})  #: kinds that read labels
 PASS_IMAGES = 256  #: images a forward and backward pass
 HELD = 2**19  #: per-sample gradient entries held at once, in numbers (2 MB: they are made, squared and summed in cache)
 
@@ -46,8 +59,9 @@ def diagonal_fisher(
     y: Tensor,
     kind: str = "empirical",
     temperature: float = 1.0,
+    batch: int = 64,
 ) -> Weights:
-    """Diagonal Fisher (P,) of the adapted weights: a mean over the samples given.
+    """Diagonal Fisher (P,) of the adapted weights over the samples given.
 
     Args:
         backbone: gives the forward pass.
@@ -57,12 +71,15 @@ def diagonal_fisher(
         y: labels within the head (n,).
         kind: see the module's docstring.
         temperature: logits are divided by it.
+        batch: the batch size of the kinds that depend on it; the others ignore it.
 
     Raises:
         ValueError: an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown Fisher kind {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in PER_SAMPLE:
+        return _batch_squares(backbone, weights, head, x, y, kind, temperature, batch)
     modules = dict(backbone.module.named_modules())
     shapes = dict(zip(weights.layout.names, weights.layout.shapes, strict=True))
     linears = {}
@@ -84,7 +101,8 @@ def diagonal_fisher(
         else:
             with torch.no_grad():
                 p = torch.softmax(head(backbone.features(weights, xs)) / temperature, -1)
-            targets = [(torch.full_like(ys, c), p[:, c]) for c in range(p.shape[1])]
+            of_label = [(ys, p.gather(1, ys[:, None])[:, 0])]
+            targets = of_label if kind == "mammoth" else [(torch.full_like(ys, c), p[:, c]) for c in range(p.shape[1])]
         for target, weight in targets:
             for name, squares in _linear_squares(
                 backbone, weights, linears, xs, target, weight, log_likelihood
@@ -95,7 +113,79 @@ def diagonal_fisher(
                     backbone, weights, others, xs, target, weight, log_likelihood
                 ).items():
                     total[name] += squares
-    return Weights(torch.cat([total[n].reshape(-1) for n in shapes]).to(weights.vector) / len(x), weights.layout)
+    divisor = math.ceil(len(x) / batch) * batch if kind == "mammoth" else len(x)
+    return Weights(torch.cat([total[n].reshape(-1) for n in shapes]).to(weights.vector) / divisor, weights.layout)
+
+
+def _batch_squares(
+    backbone: Backbone, weights: Weights, head: Head, x: Tensor, y: Tensor, kind: str, temperature: float, batch: int
+) -> Weights:
+    """Squares of batch gradients: see the module's docstring."""
+    total = torch.zeros_like(weights.vector)
+    for xs, ys in zip(x.split(batch), y.split(batch), strict=True):
+        with torch.enable_grad():
+            point = weights.map(lambda v: v.detach().clone().requires_grad_())
+            log_p = torch.log_softmax(head(backbone.features(point, xs)) / temperature, -1)
+            if kind == "sqrtp_batch":
+                told = (log_p.detach().exp().sqrt() * log_p).sum()
+            else:
+                told = nll_loss(log_p, ys if kind == "batchmean" else log_p.argmax(-1))
+        g = torch.autograd.grad(told, point.vector)[0]
+        scale = {"batchmean": len(x) / math.ceil(len(x) / batch), "argmax_batch": len(xs), "sqrtp_batch": 1}[kind]
+        total += g.square() * scale
+    return Weights(total / len(x), weights.layout)
+
+
+def gram(backbone: Backbone, weights: Weights, x: Tensor) -> dict[str, Gram]:
+    """Second moments of what the layers of the adapted weights are fed, one pass over the images.
+
+    Args:
+        backbone: gives the forward pass.
+        weights: the point at which they are taken.
+        x: uint8 images (n, C, H, W).
+
+    Returns:
+        For the weight of every Linear X^T X (d_in, d_in), for that of every LayerNorm the column sums of squares (d,)
+        of its normalised input; float64.
+
+    Raises:
+        RuntimeError: a layer was never called as a module (functional attention), so nothing was seen of it.
+    """
+    modules = dict(backbone.module.named_modules())
+    layers = {
+        name: modules[name.removesuffix(".weight")]
+        for name in weights.layout.names
+        if name.endswith(".weight") and isinstance(modules.get(name.removesuffix(".weight")), nn.Linear | nn.LayerNorm)
+    }
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+
+    def keep(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        a = inputs[0]
+        if isinstance(module, nn.LayerNorm):
+            a = layer_norm(a, module.normalized_shape, eps=module.eps).flatten(0, -2).double()
+            found = a.square().sum(0)
+        else:
+            a = a.flatten(0, -2)
+            found = (a.T @ a).double()
+        sums[name] = sums[name] + found if name in sums else found
+        rows[name] = rows.get(name, 0) + len(a)
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: keep(name, module, inputs)
+
+    hooks = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
+    try:
+        with torch.inference_mode():
+            for xs in x.split(PASS_IMAGES):
+                backbone.features(weights, xs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    silent = sorted(set(layers) - set(sums))
+    if silent:
+        raise RuntimeError(f"no statistics for {silent}: these layers are never called as modules")
+    return {name: Gram(sums[name].clone(), rows[name]) for name in layers}
 
 
 Likelihood = Callable[[Tensor, Tensor], Tensor]

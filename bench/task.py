@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from bench.backbone import Backbone
 from bench.config import ProtocolConfig
 from bench.errors import UserError
 from bench.heads import Head, concatenate, new_head
-from bench.method import Rule
+from bench.method import Gram, Rule, Start
 from bench.registry import code_of_modules
 from bench.seeds import numpy_rng, torch_rng
-from bench.statistics import balanced_sample, diagonal_fisher
+from bench.statistics import LABELLED, PER_SAMPLE, balanced_sample, diagonal_fisher, gram
 from bench.store import Store, key_of
 from bench.stream import Stream, TaskData
 from bench.weights import Weights
@@ -62,7 +63,7 @@ class LiveTask:
 
     def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
         """Diagonal Fisher (P,) of the current head's loss at ``at`` (default theta*_t), kept in the store."""
-        self._need("labels" if kind == "empirical" else "images")
+        self._need("labels" if kind in LABELLED else "images")
         began = time.perf_counter()
         at = at or self.trained
         head, count = self.heads[-1], self.protocol.fisher_samples
@@ -73,6 +74,7 @@ class LiveTask:
             count,
             self.run_seed,
             self.protocol.train.temperature,
+            *([] if kind in PER_SAMPLE[:2] else [self.protocol.train.batch]),
         ]
         bits = Weights.of({"w": head.weight, "b": head.bias}).digest()
         key = key_of("fisher", at.digest(), bits, place, code_of_modules("statistics.py"))
@@ -81,12 +83,37 @@ class LiveTask:
             rng = torch_rng("fisher", self.run_seed, self.current.content)
             index = balanced_sample(self.current.train, self.stream.train_columns, count, rng)
             x, y = self.stream.train_images[index], self.stream.train_columns[index] - self.current.columns.start
-            found = diagonal_fisher(self.backbone, at, head, x, y, kind, self.protocol.train.temperature)
+            of_loss = self.protocol.train
+            found = diagonal_fisher(self.backbone, at, head, x, y, kind, of_loss.temperature, of_loss.batch)
             alone = time.perf_counter() - began
             header = {"kind": kind, "samples": len(index), "seconds": alone}
             self.store.save("fisher", key, {"fisher": found.vector}, header)
         else:
             found, alone = Weights(kept[0]["fisher"].to(at.vector), at.layout), kept[1]["seconds"]
+        self.seconds["statistics"] += alone
+        self.seconds["spent"] += time.perf_counter() - began
+        return found
+
+    def gram(self, samples: int) -> dict[str, Gram]:
+        """Second moments of layer inputs at theta*_t on ``samples`` random training images, kept in the store."""
+        self._need("images")
+        began = time.perf_counter()
+        place = [self.current.content, len(self.current.train), samples, self.run_seed]
+        key = key_of("gram", self.trained.digest(), place, code_of_modules("statistics.py"))
+        kept = self.store.load("gram", key)
+        if kept is None:
+            rng = torch_rng("gram", self.run_seed, self.current.content)
+            order = torch.randperm(len(self.current.train), generator=rng)[:samples].to(self.current.train.device)
+            found = gram(self.backbone, self.trained, self.stream.train_images[self.current.train[order]])
+            alone = time.perf_counter() - began
+            rows = {name: g.rows for name, g in found.items()}
+            header: dict[str, Any] = {"rows": rows, "samples": len(order), "seconds": alone}
+            self.store.save("gram", key, {name: g.sum for name, g in found.items()}, header)
+        else:
+            tensors, header = kept
+            device = self.trained.vector.device
+            found = {name: Gram(tensors[name].to(device), rows) for name, rows in header["rows"].items()}
+            alone = header["seconds"]
         self.seconds["statistics"] += alone
         self.seconds["spent"] += time.perf_counter() - began
         return found
@@ -106,9 +133,11 @@ class LiveTask:
                     done += 1
             epoch += 1
 
-    def logits(self, weights: Weights, x: Tensor, heads: str = "current") -> Tensor:
+    def logits(self, weights: Weights, x: Tensor, heads: str | int = "current") -> Tensor:
         """Logits (b, classes) of images under ``weights``; differentiable in them."""
         features = self.backbone.features(weights, x)
+        if isinstance(heads, int):
+            return self.heads[heads - 1](features)
         if heads == "current":
             return self.heads[-1](features)
         if heads == "old":
@@ -150,6 +179,18 @@ class LiveTask:
 
 
 @dataclass
+class Recording:
+    """What is known of one task without its data: theta*_t, and the statistics at hand."""
+
+    trained: Weights
+    fishers: dict[str, Weights] = field(default_factory=dict)  #: by kind, at theta*_t
+    fishers_elsewhere: dict[str, Weights] = field(default_factory=dict)  #: by kind, where else the rule wants it
+    grams: dict[str, Gram] = field(default_factory=dict)  #: by adapted tensor
+    recorded: dict[str, list[Weights]] = field(default_factory=dict)  #: by-products of training by kind
+    start: Weights | None = None  #: where training began, where the start policy does not say it
+
+
+@dataclass
 class RecordedTask:
     """Task t from tensors alone: no images, no heads."""
 
@@ -160,20 +201,32 @@ class RecordedTask:
     trained: Weights
     recorded: dict[str, list[Weights]] = field(default_factory=dict)
     fishers: dict[str, Weights] = field(default_factory=dict)  #: by kind, at theta*_t
+    fishers_elsewhere: dict[str, Weights] = field(default_factory=dict)
+    grams: dict[str, Gram] = field(default_factory=dict)
     seed: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.recorded = _Given(self.recorded, f"task {self.t}: the rule needs a by-product of training")
 
     def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
         """The recorded Fisher of that kind.
 
         Raises:
-            UserError: none was given, or one at other weights than theta*_t is asked for.
+            UserError: none was given, or none at other weights than theta*_t, which is asked for.
         """
-        if kind not in self.fishers or at is not None:
-            raise UserError(
-                f"task {self.t}: the rule needs a Fisher ({kind}{' at other weights' if at else ''}); give it one"
-            )
-        return self.fishers[kind]
+        where, found = (" at other weights", self.fishers_elsewhere) if at else ("", self.fishers)
+        return _Given(found, f"task {self.t}: the rule needs a Fisher{where}")[kind]
+
+    def gram(self, samples: int) -> dict[str, Gram]:
+        """The recorded Gram matrices.
+
+        Raises:
+            UserError: none was given.
+        """
+        if not self.grams:
+            raise UserError(f"task {self.t}: the rule needs Gram matrices of the layers' inputs; give them")
+        return self.grams
 
     def _no_images(self) -> UserError:
         return UserError(f"task {self.t}: the rule reads images, which recorded weights do not have")
@@ -182,7 +235,7 @@ class RecordedTask:
         """Refused: there are no images."""
         raise self._no_images()
 
-    def logits(self, weights: Weights, x: Tensor, heads: str = "current") -> Tensor:
+    def logits(self, weights: Weights, x: Tensor, heads: str | int = "current") -> Tensor:
         """Refused: there are no heads."""
         raise self._no_images()
 
@@ -199,14 +252,60 @@ class RecordedTask:
         self.scalars |= {name: float(value) for name, value in scalars.items()}
 
 
+class _Given(dict[str, Any]):
+    """A lookup whose misses are the user's to mend."""
+
+    def __init__(self, found: Mapping[str, Any], need: str) -> None:
+        super().__init__(found)
+        self._need = need
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self._need} ({key}); give one")
+
+
+def merge_stream(
+    rule: Rule, pretrained: Weights, tasks: Iterable[Recording], start: Start = "pretrained", seed: int = 0
+) -> Iterator[RecordedTask]:
+    """The tasks of a recorded stream one after the other, each merged through the ``merge`` that a run uses.
+
+    ``task.served`` of what is yielded is theta_hat_t. Tasks are taken as they are needed, so only what the rule
+    carries stays in memory.
+
+    Args:
+        rule: fresh; its state is begun here.
+        pretrained: theta_0.
+        tasks: theta*_t in order, with the statistics that the rule needs.
+        start: where training of each task began.
+        seed: of the rule's own random streams.
+
+    Raises:
+        UserError: the rule needs a statistic that was not given, or images.
+        FloatingPointError: the rule served non-finite weights.
+    """
+    rule.begin(pretrained)
+    served = previous = pretrained
+    for t, known in enumerate(tasks, 1):
+        begun = known.start or {"pretrained": pretrained, "previous": previous, "merged": served}[start]
+        task = RecordedTask(
+            t, pretrained, begun, served, known.trained, known.recorded, known.fishers, known.fishers_elsewhere,
+            known.grams, seed,
+        )  # fmt: skip
+        task.served = served = rule.merge(task)
+        if not bool(torch.isfinite(served.vector).all()):
+            raise FloatingPointError(f"rule {rule.key} served non-finite weights after task {t}")
+        previous = known.trained
+        yield task
+
+
 def merge_recorded(
     rule: Rule,
     pretrained: Weights,
     trained: Sequence[Weights],
     fishers: Sequence[Weights] | None = None,
     scalars: list[dict[str, float]] | None = None,
+    start: Start = "pretrained",
 ) -> list[Weights]:
-    """theta_hat_1..theta_hat_T of a rule over recorded theta*_1..theta*_T, through the ``merge`` that a run uses.
+    """theta_hat_1..theta_hat_T of a rule over recorded theta*_1..theta*_T: :func:`merge_stream` for short.
 
     Args:
         rule: fresh; its state is begun here.
@@ -214,15 +313,12 @@ def merge_recorded(
         trained: theta*_t in order.
         fishers: empirical Fisher at each theta*_t, where the rule needs it.
         scalars: filled with what the rule logs, one dict a task.
+        start: where training of each task began.
     """
-    rule.begin(pretrained)
-    served, out = pretrained, []
-    for t, theta in enumerate(trained, 1):
-        task = RecordedTask(t, pretrained, pretrained, served, theta)
-        if fishers is not None:
-            task.fishers["empirical"] = fishers[t - 1]
-        served = rule.merge(task)
-        out.append(served)
+    known = [Recording(w, {"empirical": fishers[i]} if fishers else {}) for i, w in enumerate(trained)]
+    out = []
+    for task in merge_stream(rule, pretrained, known, start):
+        out.append(task.served)
         if scalars is not None:
             scalars.append(task.scalars)
     return out

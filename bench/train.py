@@ -19,6 +19,7 @@ from bench.seeds import derive, numpy_rng, torch_rng
 from bench.stream import Stream, TaskData
 from bench.weights import Weights
 
+GRAD_SQ_BETA = 0.999  #: decay of the recorded squared gradient: Adam's beta_2
 ONSET = (0, 10, 50)  #: optimiser steps before which loss and gradient norm are recorded
 
 
@@ -45,6 +46,9 @@ def train(
     record: Sequence[str] = (),
 ) -> Learnt:
     """Train the adapter and the heads of ``tasks`` (the current one; all seen for a joint reference) from ``start``.
+
+    ``record`` asks for by-products: ``snapshots:K``, copies of theta at equal distances; ``grad_sq``, the
+    exponential average of the squared gradient of the task loss in the dense weights, bias-corrected as in Adam.
 
     Raises:
         FloatingPointError: training diverged.
@@ -75,15 +79,15 @@ def train(
     rng = numpy_rng("trainer", run_seed, content)
     onset: dict[str, dict[str, float]] = {"loss": {}, "grad_norm": {}}
     snapshots: list[Weights] = []
+    grad_sq = start.zeros() if "grad_sq" in record else None
 
     for step, batch in enumerate(_batches(index, config, run_seed, content)):
         x, y = stream.train_images[batch], labels[batch]
         theta = adapter.weights()
         point = trainer.weights(theta, start, rng)
-        if step in ONSET and adapter.parameters:
-            point = point.map(
-                lambda v: v.view_as(v)
-            )  # a node of its own: its gradient is the loss's, not the penalty's
+        if adapter.parameters and (step in ONSET or grad_sq is not None):
+            # A node of its own: its gradient is the loss's, not the penalty's.
+            point = point.map(lambda v: v.view_as(v))
             point.vector.retain_grad()
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
             features = backbone.features(point, x)
@@ -98,6 +102,8 @@ def train(
             onset["loss"][str(step)] = float(task_loss.detach())
             if adapter.parameters:
                 onset["grad_norm"][str(step)] = float(point.vector.grad.norm())  # type: ignore[union-attr]
+        if grad_sq is not None and point.vector.grad is not None:
+            grad_sq.vector.lerp_(point.vector.grad.square(), 1 - GRAD_SQ_BETA)
         optimiser.step()
         schedule.step()
         if step + 1 in snapshot_at:
@@ -111,6 +117,8 @@ def train(
         Head(w, b) for w, b in zip(head.weight.detach().split(splits), head.bias.detach().split(splits), strict=True)
     ]
     recorded = {"snapshots": snapshots} if snapshot_at else {}
+    if grad_sq is not None:
+        recorded["grad_sq"] = [(grad_sq / (1 - GRAD_SQ_BETA**total)).to("cpu")]
     return Learnt(weights, heads, total, time.perf_counter() - began, onset, recorded)
 
 
@@ -136,9 +144,10 @@ def _snapshot_steps(record: Sequence[str], total: int) -> set[int]:
     steps: set[int] = set()
     for wish in record:
         kind, _, count = wish.partition(":")
-        if kind != "snapshots":
-            raise ValueError(f"unknown by-product {wish!r}; known: snapshots:K")
-        steps |= {max(1, round(k * total / int(count))) for k in range(1, int(count) + 1)}
+        if kind not in ("snapshots", "grad_sq"):
+            raise ValueError(f"unknown by-product {wish!r}; known: snapshots:K, grad_sq")
+        if kind == "snapshots":
+            steps |= {max(1, round(k * total / int(count))) for k in range(1, int(count) + 1)}
     return steps
 
 

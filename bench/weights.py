@@ -84,6 +84,23 @@ class Weights:
         pairs = zip(self.items(), self.layout.dtypes, strict=True)
         return {name: view.detach().to(getattr(torch, dtype), copy=True) for (name, view), dtype in pairs}
 
+    def stacks(self) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+        """(names, (n, *shape)) for every shape: all tensors of one shape at once, for batched linear algebra."""
+        import torch
+
+        groups: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
+        for name, view in self.items():
+            groups.setdefault(tuple(view.shape), []).append((name, view))
+        for pairs in groups.values():
+            yield tuple(name for name, _ in pairs), torch.stack([view for _, view in pairs])
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """These weights with some tensors replaced, by name."""
+        import torch
+
+        parts = [tensors.get(name, view).reshape(-1).to(view) for name, view in self.items()]
+        return Weights(torch.cat(parts), self.layout)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
         """The function applied to the vector (elementwise functions only: tensors lie end to end in it)."""
         return Weights(function(self.vector), self.layout)

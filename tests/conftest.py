@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from hypothesis import settings
+from toy import Golden
 
 from bench.backbone import Backbone
 from bench.config import ProtocolConfig, load_dataset_config, load_protocol
@@ -47,3 +50,16 @@ def backbone(protocol: ProtocolConfig) -> Backbone:
 def full_backbone() -> Backbone:
     """All weights adapted."""
     return Backbone(load_protocol("embedded", {"adapter.kind": "full"}), load_dataset_config("digits", []).image)
+
+
+@pytest.fixture
+def golden(record_property: Callable[[str, object], None]) -> Iterator[Callable[[str], Golden]]:
+    """Opens a file; the largest error seen is put into the test report."""
+    opened: list[Golden] = []
+
+    def open_one(name: str) -> Golden:
+        opened.append(Golden(name))
+        return opened[-1]
+
+    yield open_one
+    record_property("largest_error", max(g.worst for g in opened))

@@ -97,7 +97,7 @@ def test_empirical_and_exact_and_the_squared_mean_gradient_are_three_things(
     backbone: Backbone, point: Weights, sample: tuple[Tensor, Tensor]
 ) -> None:
     x, y = sample
-    empirical, exact = (diagonal_fisher(backbone, point, HEAD, x, y, kind) for kind in module.KINDS)
+    empirical, exact = (diagonal_fisher(backbone, point, HEAD, x, y, kind) for kind in module.KINDS[:2])
     vector = point.vector.detach().clone().requires_grad_()
     nn.functional.cross_entropy(HEAD(backbone.features(Weights(vector, point.layout), x)), y).backward()
     assert vector.grad is not None
@@ -190,8 +190,8 @@ def test_a_failing_pass_leaves_no_hooks(backbone: Backbone, sample: tuple[Tensor
 
 # ---- mistakes are errors -------------------------------------------------------------------------------------------
 def test_an_unknown_kind_is_named(backbone: Backbone, sample: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(ValueError, match="unknown Fisher kind 'mammoth'; known: empirical, exact"):
-        diagonal_fisher(backbone, backbone.pretrained, HEAD, *sample, "mammoth")
+    with pytest.raises(ValueError, match="unknown Fisher kind 'hessian'; known: empirical, exact"):
+        diagonal_fisher(backbone, backbone.pretrained, HEAD, *sample, "hessian")
 
 
 def test_a_layer_that_is_never_called_is_an_error_and_not_silently_zero(
