@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from typing import Protocol
 
 import timm
@@ -46,6 +47,7 @@ class Backbone:
     Attributes:
         pretrained: theta_0, the adapted weights as the checkpoint has them.
         dim: D, the size of a feature vector.
+        classifiers: how names of the model's own classifier begin, which checkpoints may hold and we do not use.
     """
 
     def __init__(self, protocol: ProtocolConfig, image: ImageConfig, device: str = "cpu", seed: int = 0) -> None:
@@ -53,11 +55,14 @@ class Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("backbone", seed))  # only seen where there is no checkpoint
             module = timm.create_model(config.model, pretrained=False, num_classes=0, **config.options)
+        told = (module.pretrained_cfg or {}).get("classifier", "head")
+        self.classifiers = tuple(f"{name}." for name in ([told] if isinstance(told, str) else told))
         if config.weights is not None:
             from safetensors.torch import load_file
 
+            state = load_file(weights_file(protocol))
             try:
-                module.load_state_dict(load_file(weights_file(protocol)))
+                module.load_state_dict({n: w for n, w in state.items() if not n.startswith(self.classifiers)})
             except RuntimeError as error:
                 raise UserError(
                     f"protocol {protocol.key}: backbone.weights: {weights_file(protocol)} does not fit "
@@ -87,6 +92,28 @@ class Backbone:
     def features(self, weights: Weights, x: Tensor) -> Tensor:
         """Features (b, D) of uint8 images (b, C, H, W) under the adapted weights; differentiable in them."""
         return functional_call(self.module, weights.tensors(), (self.pixels(x),))
+
+    def own_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors under timm's names as this module has them: q, k and v of a fused ``qkv`` apart."""
+        split = {name for name, module in self.module.named_modules() if isinstance(module, SplitQKV)}
+        own: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            owner, _, kind = name.rpartition(".")
+            if owner in split:
+                own |= {f"{owner}.{part}.{kind}": x for part, x in zip("qkv", tensor.chunk(3), strict=True)}
+            else:
+                own[name] = tensor
+        return own
+
+    def export(self, weights: Weights) -> dict[str, Tensor]:
+        """The whole model under ``weights`` with timm's names, as the timm model's ``load_state_dict`` takes it."""
+        state = {**self.module.state_dict(), **weights.export()}
+        split = [name for name, module in self.module.named_modules() if isinstance(module, SplitQKV)]
+        for owner in split:
+            for kind in ("weight", "bias"):
+                if f"{owner}.q.{kind}" in state:
+                    state[f"{owner}.{kind}"] = torch.cat([state.pop(f"{owner}.{part}.{kind}") for part in "qkv"])
+        return state
 
     def adapter(self, start: Weights, factors: str, seed: int) -> Adapter:
         """Trainable parameters for one task, beginning at ``start`` exactly.

@@ -27,6 +27,7 @@ from bench.heads import Head
 from bench.memory import nbytes
 from bench.method import Rule, Trainer
 from bench.record import FORMAT, counts_sha256
+from bench.replay import ReplayCell, keep_config, keep_task
 from bench.resume import Heartbeat, Progress, SoFar, resume, save
 from bench.store import Store, write_atomic
 from bench.stream import Stream, TaskData
@@ -55,9 +56,11 @@ class Workbench:
 
     def stream(self, cell: Cell) -> Stream:
         """The cell's stream with its images on the device."""
-        key = (cell.dataset, cell.n_tasks, cell.class_order_seed, cell.eval_split, cell.protocol.val_fraction)
+        place = (cell.n_tasks, cell.class_order_seed, cell.eval_split, cell.protocol.val_fraction, self.device)
         return self._keep(
-            "stream", key, lambda: Stream(load_dataset(cell.dataset, self.data), *key[1:], device=self.device)
+            "stream",
+            (cell.dataset, place, cell.task_classes),
+            lambda: Stream(load_dataset(cell.dataset, self.data), *place, cell.task_classes),
         )
 
     def predict(
@@ -76,6 +79,8 @@ class Workbench:
     def backbone(self, cell: Cell) -> Backbone:
         """The cell's pretrained model."""
         key = (cell.protocol.backbone, cell.protocol.adapter, cell.dataset.image)
+        if isinstance(cell, ReplayCell):
+            return self._keep("backbone", key, lambda: cell.make_backbone(self.device))
         return self._keep("backbone", key, lambda: Backbone(cell.protocol, cell.dataset.image, self.device))
 
 
@@ -107,7 +112,11 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[st
     theta_0 = backbone.pretrained
     trainer.begin(theta_0)
     rule.begin(theta_0)
-    so_far, served, trained = resume(cell, folder, trainer, rule, theta_0) or (SoFar(), theta_0, theta_0)
+    resumed = resume(cell, folder, trainer, rule, theta_0)
+    if resumed and cell.request.get("keep_weights"):
+        # What was begun without keeping its weights begins again.
+        resumed = resumed if (folder / "weights" / f"task_{len(resumed[0].counts)}.safetensors").exists() else None
+    so_far, served, trained = resumed or (SoFar(), theta_0, theta_0)
     wall_before = so_far.wall_s
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -119,7 +128,10 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[st
         beat("training", current.t)
         joint = trainer.data == "seen"
         start = {"pretrained": theta_0, "previous": trained, "merged": served}[cell.method.start]
-        learnt, spent = _train_or_load(cell, bench, stream, backbone, current, trainer, start, rule.record)
+        if isinstance(cell, ReplayCell):
+            start, learnt, spent = cell.start(backbone, current.t, start), cell.learnt(backbone, current.t), 0.0
+        else:
+            learnt, spent = _train_or_load(cell, bench, stream, backbone, current, trainer, start, rule.record)
         trained = learnt.weights
         so_far.heads = learnt.heads if joint else [*so_far.heads, *learnt.heads]
         so_far.peak_mb = max(so_far.peak_mb, _memory_mb())
@@ -164,10 +176,15 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[st
                 "served_digest": served.digest(),
             }
         )
+        if cell.request.get("keep_weights"):
+            kept_start = start if cell.method.start == "merged" else None
+            keep_task(folder / "weights", backbone, current.t, learnt, kept_start, served)
         so_far.wall_s = wall_before + time.perf_counter() - began
         if current.t < cell.n_tasks:
             save(cell, folder, trainer, rule, so_far, served, trained)
             beat("finished", current.t, finished=current.t)
+    if cell.request.get("keep_weights"):
+        keep_config(folder / "weights", cell, [list(task.classes) for task in stream.tasks])
     return _write_record(cell, folder, stream, so_far)
 
 
@@ -249,7 +266,7 @@ def _head_of_record(cell: Cell, status: str) -> dict[str, Any]:
         "coordinates": cell.coordinates(),
         "request": cell.request,
         "method": cell.method.describe(),
-        "protocol": cell.protocol.model_dump(mode="json"),
+        "protocol": cell.protocol_told(),
         "code": cell.code(),
         "environment": environment(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

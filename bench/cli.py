@@ -13,6 +13,9 @@ from typing import Any
 import click
 
 from bench import __version__
+from bench.commands.import_ import import_
+from bench.commands.replay import replay
+from bench.commands.table import print_table, stale_ids, table_rows
 from bench.config import SuiteConfig
 from bench.errors import UserError
 from bench.options import asked_suite, common, grid
@@ -43,7 +46,9 @@ def cli() -> None:
     """
 
 
-def _planned(results: Path, data: Path, plugins: tuple[Path, ...], options: dict[str, Any]) -> tuple[Any, SuiteConfig]:
+def _planned(
+    results: Path, data: Path, plugins: tuple[Path, ...], options: dict[str, Any], keep_weights: bool = False
+) -> tuple[Any, SuiteConfig]:
     """The plan of the grid that is asked for, and the suite."""
     from bench.grid import expand
     from bench.plan import make_plan
@@ -53,6 +58,10 @@ def _planned(results: Path, data: Path, plugins: tuple[Path, ...], options: dict
     registry = Registry.load(plugins)
     folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
     cells, blocked = expand(suite, registry, data, folders, overrides, options["class_order_seed"], options["run_seed"])
+    for cell in cells if keep_weights else []:
+        if cell.method.trainer.data == "seen":
+            raise UserError(f"--keep-weights: {cell.method.key!r} has no task models to keep; leave it out")
+        cell.request["keep_weights"] = True
     store = Store(results / "cache", options["use_cache"])
     return make_plan(cells, blocked, results, store, options["rerun"]), suite
 
@@ -80,11 +89,12 @@ def _shard(text: str, trials: list[Any]) -> list[Any]:
     type=click.FloatRange(0, 1),
     help="Share of a GPU for one process, 0 for none; default 1 where there are GPUs.",
 )
+@click.option("--keep-weights", is_flag=True, help="Write every task's weights beside the record (clmerge replay).")
 @click.option("--json", "as_json", is_flag=True, help="Print the cells' rows as JSON and nothing else.")
 @common
 def run(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, executor: Any, workers: int | None,
-    gpus_per_run: float | None, as_json: bool, **options: Any,
+    gpus_per_run: float | None, keep_weights: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Run what of the grid has no record yet, then print the table.
 
@@ -95,7 +105,7 @@ def run(
     from bench.plan import describe, pack, preflight
     from bench.schedule import Execution, Interrupted, execute, slots
 
-    plan, suite = _planned(results, data, plugins, options)
+    plan, suite = _planned(results, data, plugins, options, keep_weights)
     quiet, places = quiet or as_json, tuple(plugin_places(plugins)[1:])
     execution = Execution(results, data, places, executor, options["use_cache"], gpus_per_run, workers, quiet)
     threads = max(cell.protocol.threads for cell in plan.cells)
@@ -117,9 +127,9 @@ def run(
             sys.exit(130)
     ids, stale = {cell.id for cell in plan.cells}, set(plan.stale) - {cell.id for cell in plan.to_run}
     if as_json:
-        click.echo(json.dumps(_rows(results, stale, suite.eval_split, ids), indent=1))
+        click.echo(json.dumps(table_rows(results, stale, suite.eval_split, ids), indent=1))
     else:
-        _print_table(results, ids, stale, suite)
+        print_table(results, ids, stale, _report_yaml(suite))
     if not quiet:
         click.echo(f"records: {results / 'runs'}\nreport:  clmerge report writes Markdown, LaTeX, CSV and figures")
     if failed:
@@ -131,44 +141,6 @@ def _report_yaml(suite: SuiteConfig) -> Path | None:
     """The report of the suite's protocol, where there is one."""
     file = ROOT / "reports" / f"{suite.protocol}.yaml"
     return file if file.is_file() else None
-
-
-def _rows(results: Path, stale: set[str], eval_split: str, only: set[str] | None = None) -> list[dict[str, Any]]:
-    """One row a cell, with the columns of ``clmerge results``."""
-    from bench.record import read_records
-    from bench.report.frame import rows
-
-    return rows([r for r in read_records(results) if only is None or r["id"] in only], stale, eval_split)
-
-
-def _print_table(results: Path, ids: set[str], stale: set[str], suite: SuiteConfig) -> None:
-    from rich.console import Console
-
-    from bench.report import build_report
-
-    report = build_report(results, _report_yaml(suite), stale, only=ids)
-    # A pipe has no width: print wide rather than cut columns off.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(report.terminal())
-
-
-def stale_ids(results: Path, plugins: tuple[Path, ...]) -> set[str]:
-    """Ids of records whose code, as it is now, differs (a plugin that is gone counts as changed)."""
-    from bench.grid import cell_of
-    from bench.record import read_records
-
-    registry = Registry.load(plugins)
-    folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
-    stale = set()
-    for record in read_records(results):
-        if record["status"] == "done":
-            try:
-                current = cell_of(record["request"], registry, folders).code()
-            except (UserError, KeyError):
-                current = {}
-            if record["code"] != current:
-                stale.add(record["id"])
-    return stale
 
 
 @cli.command()
@@ -243,7 +215,7 @@ def results(
     """Print one row a cell: coordinates, metrics (percent, unrounded), costs."""
     from bench.report.frame import csv_text, write_csv
 
-    found = _rows(results, stale_ids(results, plugins), eval_split)
+    found = table_rows(results, stale_ids(results, plugins), eval_split)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     elif csv_file and csv_file != "-":
@@ -296,7 +268,7 @@ def verify(
     from bench.report.verify import verify as compare
 
     lines, ok = compare(
-        _rows(results, stale_ids(results, plugins), "test"), read_published(published), tolerance=tolerance
+        table_rows(results, stale_ids(results, plugins), "test"), read_published(published), tolerance=tolerance
     )
     for line in lines:
         click.echo(line)
@@ -356,6 +328,10 @@ def cache_prune(results: Path, data: Path, plugins: tuple[Path, ...], quiet: boo
     size = sum(f.stat().st_size for f in files)
     shutil.rmtree(results / "cache", ignore_errors=True)
     click.echo(f"{results / 'cache'}: {len(files)} artifacts, {size / 1e6:.1f} MB deleted")
+
+
+for command in (replay, import_):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -65,6 +65,15 @@ class Cell:
         seeds = f"c{self.class_order_seed}-r{self.run_seed}"
         return f"{self.dataset.key}-T{self.n_tasks}-{protocol}{split}-{method}-{seeds}-{identity[:10]}"
 
+    @property
+    def task_classes(self) -> list[list[int]]:
+        """The labels of each task where they are listed one by one; here the class order cuts them."""
+        return []
+
+    def protocol_told(self) -> dict[str, Any]:
+        """What the record says of the protocol."""
+        return self.protocol.model_dump(mode="json")
+
     def coordinates(self) -> dict[str, Any]:
         """The cell's place in the grid, as records and tables have it."""
         return {
@@ -243,6 +252,10 @@ def expand(
 
 def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path]) -> Cell:
     """The cell of a request, made again in another process."""
+    if "replay" in request:
+        from bench.replay import replay_cell
+
+        return replay_cell(request, registry, folders)
     dataset = load_dataset_config(request["dataset"], folders)
     protocol = for_dataset(load_protocol(request["protocol"], request["overrides"]), dataset.key)
     method = registry.resolve(request["method"], protocol.tuned)

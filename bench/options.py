@@ -108,17 +108,25 @@ def grid(function: Command) -> Command:
     return wrapped
 
 
+def words(text: str, where: str) -> list[str]:
+    """Names between spaces or commas; a comma that continues a method's options (``ties:density=0.1,lam=1``) is none.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [w for w in re.split(r"\s+|,(?![\w.]+=)", text) if w]
+    if not found:
+        raise UserError(f"{where}: empty; leave it out, or name something")
+    return found
+
+
 def asked_suite(options: dict[str, Any]) -> tuple[SuiteConfig, dict[str, Any]]:
     """The suite with the command line's overrides, and the protocol's overrides."""
     suite = load_suite(options["suite"])
     changes: dict[str, Any] = {}
     for name in ("datasets", "tasks", "methods", "start"):
         if options[name] is not None:
-            # A comma separates words unless it continues a method's options: ties:density=0.1,lam=1
-            words = [w for w in re.split(r"\s+|,(?![\w.]+=)", options[name]) if w]
-            if not words:
-                raise UserError(f"--{name}: empty; leave it out for the suite's own")
-            changes[name] = words
+            changes[name] = words(options[name], f"--{name}")
     for name in ("seeds", "protocol", "eval_split"):
         if options[name] is not None:
             changes[name] = options[name]

@@ -246,6 +246,31 @@ class Registry:
         key = named.key if named else found.variant.removeprefix("plain+")
         return dataclasses.replace(found, key=key, named=named)
 
+    def resolve_rule(
+        self, spelling: str, start: Start, trainer: type[Trainer] = Trainer, where: str = "methods"
+    ) -> Method:
+        """The rule of a spelling, for task models that are there already: its trainer and start are not ours to choose.
+
+        Raises:
+            UserError: an unknown name, another start than theirs, an option that is not the rule's, a wrong value.
+        """
+        _, rule_key, _, texts, _ = self._parse(spelling, where)
+        match = SPELLING.fullmatch(spelling)
+        asked = match["start"] if match else None
+        if asked not in (None, start):
+            raise UserError(f"{where}: {spelling!r}: these models began at start {start!r}; leave @{asked} out")
+        rule = self.rules[rule_key]
+        typed = {pair.partition("=")[0].strip() for pair in ((match and match["options"]) or "").split(",")}
+        own = {name.removeprefix("rule."): text for name, text in texts.items()}
+        for name in own:
+            if name not in rule.options() and name in typed:
+                raise unknown(f"option of {rule_key!r}", name, rule.options(), f"{where}: {spelling!r}")
+        at_start = rule.at_start.get(start, {})
+        given = {**at_start, **{name: text for name, text in own.items() if name in rule.options()}}
+        options = check_options(rule, given, f"{where}: {spelling!r}")
+        found = Method("", None, trainer, rule, start, {}, options, frozenset(at_start))
+        return dataclasses.replace(found, key=found.variant)
+
     def _name_of(self, method: Method, tuned: Mapping[str, Mapping[str, Any]] | None) -> NamedMethod | None:
         for named in self.methods.values():
             trainer_key, rule_key, start, texts, _ = self._parse(named.spelling, named.key)

@@ -76,6 +76,11 @@ class Store:
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
     """Write named tensors and a JSON header, atomically."""
+    save_plain(path, tensors, {"clmerge": json.dumps(header)})
+
+
+def save_plain(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as a safetensors file that any program reads, atomically."""
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
@@ -83,7 +88,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str,
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         owners = {tensor.untyped_storage().data_ptr(): name for name, tensor in plain.items()}
         plain = {n: t if owners[t.untyped_storage().data_ptr()] == n else t.clone() for n, t in plain.items()}
-        save_file(plain, temporary, metadata={"clmerge": json.dumps(header)})
+        save_file(plain, temporary, metadata=metadata)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

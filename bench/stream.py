@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -46,11 +48,14 @@ class Stream:
         eval_split: str = "test",
         val_fraction: float = 0.1,
         device: str = "cpu",
+        task_classes: Sequence[Sequence[int]] = (),
     ) -> None:
         classes = len(dataset.class_names)
-        order = class_order(classes, class_order_seed)
-        column_of = np.empty(classes, dtype=np.int64)
-        column_of[order] = np.arange(classes)
+        order = [c for task in task_classes for c in task] or class_order(classes, class_order_seed)
+        edges = [0, *accumulate(map(len, task_classes))]
+        cuts = [range(a, b) for a, b in pairwise(edges)] or boundaries(classes, n_tasks)
+        column_of = np.full(classes, -1, dtype=np.int64)  # a listed stream may leave classes out
+        column_of[order] = np.arange(len(order))
         train_columns = column_of[dataset.train_labels]
         is_val = _validation_part(np.asarray(dataset.train_labels), classes, val_fraction)
         held_out = eval_split == "val"
@@ -65,7 +70,7 @@ class Stream:
             test_columns = column_of[dataset.test_labels]
             self.test_images, self.test_columns = _on(device, dataset.test_images), _on(device, test_columns)
         self.tasks = []
-        for t, columns in enumerate(boundaries(classes, n_tasks), 1):
+        for t, columns in enumerate(cuts, 1):
             mine = np.isin(train_columns, columns)
             tested = np.isin(test_columns, columns)
             task = TaskData(

@@ -24,6 +24,7 @@ COLUMNS = (*COORDINATES, "status", *metrics.COLUMNS, *COSTS, "digest")
 MARKS = {
     "reconstruction": ("†", "our reconstruction from the abstract; not the authors' method"),
     "oracle": ("°", "oracle: sees more than a continual learner may"),
+    "imported": ("‡", "imported: measured by another harness, not by this one"),
 }
 
 Row = dict[str, Any]

@@ -1,0 +1,70 @@
+"""``clmerge replay``: class-incremental counts of any rules on task models that were trained elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from bench.commands.table import print_table, stale_ids, table_rows
+from bench.errors import UserError
+from bench.options import common, words
+from bench.registry import Registry, plugin_places
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--methods", required=True, help='Rules or named methods, e.g. "average ties:density=0.1 pm".')
+@click.option("--rerun", type=click.Choice(["stale", "done"]), multiple=True, help="Run these again.")
+@click.option("--json", "as_json", is_flag=True, help="Print the cells' rows as JSON and nothing else.")
+@common
+def replay(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, folders: tuple[Path, ...], methods: str,
+    rerun: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Merge the task models of FOLDERS (theta_0, theta*_1..T, heads) by any rules, evaluate, and print the table.
+
+    \b
+    clmerge run --datasets digits --methods average --seeds 1 --keep-weights
+    clmerge replay results/runs/digits-*/weights --methods "average task_arithmetic:lam=0.5"
+    """
+    from bench.data.dataset import availability
+    from bench.plan import make_plan, preflight
+    from bench.replay import Folder, check_folder, replay_cell
+    from bench.schedule import Execution, Interrupted, execute
+    from bench.store import Store
+
+    registry, places = Registry.load(plugins), tuple(plugin_places(plugins)[1:])
+    searched = [place for place in places if place.is_dir()]
+    cells = []
+    for folder in folders:
+        source = Folder.read(folder.expanduser().resolve())
+        for spelling in words(methods, "--methods"):
+            cell = replay_cell(source.request(spelling), registry, searched)
+            why_not = availability(cell.dataset, data)
+            if why_not is not None:
+                raise UserError(f"dataset {cell.dataset.key!r} is not on this machine: {why_not}")
+            cells.append(cell)
+        check_folder(cells[-1])
+    plan = make_plan(list({cell.id: cell for cell in cells}.values()), {}, results, Store(results / "cache"), rerun)
+    execution = Execution(results, data, places, "local", gpus_per_run=None, quiet=quiet or as_json)
+    failed: dict[str, str] = {}
+    if plan.to_run:
+        preflight(plan, results)
+        try:
+            failed = execute([plan.to_run], execution, threads=1).failed
+        except Interrupted as stop:
+            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
+            sys.exit(130)
+    ids, stale = {cell.id for cell in plan.cells}, stale_ids(results, plugins) & set(plan.stale)
+    if as_json:
+        click.echo(json.dumps(table_rows(results, stale, "test", ids), indent=1))
+    else:
+        print_table(results, ids, stale)
+        for source_line in dict.fromkeys(f"{c.protocol.key}: {c.protocol.title}" for c in plan.cells):
+            click.echo(source_line)
+    if failed:
+        click.echo(f"{len(failed)} of {len(plan.cells)} cells failed; the same command tries them again", err=True)
+        sys.exit(1)

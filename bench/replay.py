@@ -1,0 +1,339 @@
+"""Task models that were trained elsewhere, replayed: any rule merges them, and the stream's test images are counted.
+
+A folder (``clmerge run --keep-weights`` writes the same):
+
+    replay.yaml               what they are: see ReplayConfig
+    pretrained.safetensors    theta_0: the whole model, timm's names
+    task_1.safetensors ...    theta*_t: tensors under the same names (all, or those that training changed);
+    task_1/ ...               or a PEFT LoRA adapter of the pretrained model
+    head_1.safetensors ...    ``weight`` (classes, D) and ``bias`` (classes,), rows in the order of the task's classes
+    start_2.safetensors ...   where training of task t began, only if neither theta_0 nor theta*_{t-1}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pydantic
+
+from bench.config import (
+    DatasetConfig,
+    ProtocolConfig,
+    Section,
+    check,
+    load_dataset_config,
+    read_yaml,
+)
+from bench.errors import UserError
+from bench.grid import Cell
+from bench.method import Trainer
+from bench.order import boundaries
+from bench.registry import Registry
+from bench.store import key_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.backbone import Backbone
+    from bench.train import Learnt
+    from bench.weights import Weights
+
+
+class Given(Trainer):
+    """Trained elsewhere; this program never trains with it."""
+
+    key = "given"
+
+
+class ReplayModel(Section):
+    """The model of the folder's checkpoints: a timm name and the keyword arguments of ``timm.create_model``."""
+
+    model: str
+    options: dict[str, Any] = {}
+
+
+class ReplayConfig(Section):
+    """``replay.yaml``: what the folder's weights are."""
+
+    dataset: str  #: a key, or a YAML file (relative: to the folder)
+    source: str  #: who trained them, and how: printed with every number
+    name: str = pydantic.Field("", pattern=r"[\w.-]*$")  #: of the table's block; default: the folder's
+    backbone: ReplayModel
+    start: Literal["pretrained", "previous", "merged"] = "pretrained"  #: where training of each task began
+    tasks: list[list[int]] = []  #: the dataset's labels of each task, in the order of the head's rows
+    class_order_seed: int | None = pydantic.Field(None, ge=0)  #: or: cut evenly in this order
+    run_seed: int = pydantic.Field(0, ge=0)  #: of statistics and of rules that draw
+    mean: list[float] | None = None  #: per channel, where the model was trained with another than the dataset's YAML
+    std: list[float] | None = None
+    temperature: float = pydantic.Field(1.0, gt=0)  #: of the training loss, for the Fisher
+    batch: int = pydantic.Field(64, ge=1)
+    fisher_samples: int = pydantic.Field(2048, ge=1)
+    eval_batch: int = pydantic.Field(250, ge=1)
+
+    @pydantic.model_validator(mode="after")
+    def _one_of(self) -> ReplayConfig:
+        if bool(self.tasks) == (self.class_order_seed is not None):
+            raise ValueError("give either tasks (the labels of each task) or class_order_seed")
+        labels = [label for task in self.tasks for label in task]
+        if len(set(labels)) < len(labels) or any(not task for task in self.tasks):
+            raise ValueError("tasks: a label is in two tasks, or a task is empty")
+        return self
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A checked replay folder."""
+
+    path: Path
+    config: ReplayConfig
+    n_tasks: int
+    digest: str  #: of all its files
+
+    @classmethod
+    def read(cls, path: Path) -> Folder:
+        """Look the folder over.
+
+        Raises:
+            UserError: it is not there, or a file is missing, has no place, or does not fit ``replay.yaml``.
+        """
+        if not (path / "replay.yaml").is_file():
+            raise UserError(f"{path}: no replay.yaml there; docs/merge.md says what a replay folder holds")
+        config = read_yaml(path / "replay.yaml", ReplayConfig)
+        if not (path / "pretrained.safetensors").is_file():
+            raise UserError(f"{path}: no pretrained.safetensors (theta_0, the whole model)")
+        found = {int(m[1]) for file in path.iterdir() if (m := re.fullmatch(r"task_(\d+)(\.safetensors)?", file.name))}
+        n_tasks = len(config.tasks) or len(found)
+        for t in range(1, max(n_tasks, *found, 1) + 1):
+            if t not in found:
+                raise UserError(f"{path}: no task_{t}.safetensors and no adapter folder task_{t}")
+            if t > n_tasks:
+                raise UserError(f"{path}: task_{t} has no place: replay.yaml lists {n_tasks} tasks")
+            if not (path / f"head_{t}.safetensors").is_file():
+                raise UserError(f"{path}: no head_{t}.safetensors (weight and bias of task {t}'s classes)")
+            if config.start == "merged" and t > 1 and not (path / f"start_{t}.safetensors").is_file():
+                raise UserError(f"{path}: start is merged, so start_{t}.safetensors must say where task {t} began")
+        files = sorted(file for file in path.rglob("*") if file.is_file() and "served_" not in file.name)
+        digest = hashlib.blake2b(digest_size=16)
+        for file in files:
+            digest.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
+            with file.open("rb") as opened:
+                while chunk := opened.read(2**20):
+                    digest.update(chunk)
+        return cls(path, config, n_tasks, digest.hexdigest())
+
+    def request(self, method: str) -> dict[str, Any]:
+        """What makes a cell of this folder and a rule again in another process."""
+        told = {"path": str(self.path), "config": self.config.model_dump(mode="json"), "digest": self.digest}
+        return {"replay": told | {"n_tasks": self.n_tasks}, "method": method}
+
+
+@dataclass(frozen=True)
+class ReplayCell(Cell):
+    """A cell whose task models are given."""
+
+    source: Folder = field(kw_only=True, compare=False)
+
+    @cached_property
+    def train_keys(self) -> dict[int, str]:
+        """Nothing is trained, so no key is ever looked up; mates of one folder share them."""
+        return {t: key_of("given", self.source.digest, t) for t in self.trained_tasks}
+
+    @property
+    def task_classes(self) -> list[list[int]]:
+        """The labels of each task, or nothing where the class order says it."""
+        return self.source.config.tasks
+
+    def classes_of(self, t: int) -> int:
+        """How many classes task t has."""
+        return len(
+            self.task_classes[t - 1] if self.task_classes else boundaries(self.dataset.classes, self.n_tasks)[t - 1]
+        )
+
+    def protocol_told(self) -> dict[str, Any]:
+        """What the record says of the protocol: nothing of a training that we know nothing about."""
+        told = self.protocol.model_dump(mode="json", include={"key", "title", "backbone", "fisher_samples", "threads"})
+        return told | {"replay": self.request["replay"]}
+
+    def opt_steps(self) -> int:
+        """No optimiser step is taken."""
+        return 0
+
+    def make_backbone(self, device: str) -> Backbone:
+        """theta_0, restricted to the tensors that training changed in some task."""
+        return _backbone(self, device)
+
+    def learnt(self, backbone: Backbone, t: int) -> Learnt:
+        """theta*_t and its head, from the folder."""
+        return _learnt(self, backbone, t)
+
+    def start(self, backbone: Backbone, t: int, policy: Weights) -> Weights:
+        """Where training of task t began: the folder's word, or what the start policy says."""
+        file = self.source.path / f"start_{t}.safetensors"
+        return _adapted(backbone, _tensors(file)) if file.is_file() else policy
+
+
+def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]) -> ReplayCell:
+    """The cell of a request made by :meth:`Folder.request`.
+
+    Raises:
+        UserError: an unknown rule, dataset or option; a rule that needs by-products of training, or all data.
+    """
+    told = request["replay"]
+    config = check(told["config"], ReplayConfig, f"{told['path']}/replay.yaml")
+    source = Folder(Path(told["path"]), config, told["n_tasks"], told["digest"])
+    name = config.dataset
+    if name.endswith((".yaml", ".yml")):
+        name = str(source.path / name)
+    dataset = load_dataset_config(name, folders)
+    _fits(source, dataset)
+    image = dataset.image.model_copy(update={k: v for k in ("mean", "std") if (v := getattr(config, k)) is not None})
+    fields = {
+        "key": f"replay-{config.name or source.path.name}",
+        "title": config.source,
+        "backbone": {
+            **config.backbone.model_dump(),
+            "weights": str(source.path / "pretrained.safetensors"),
+            "sha256": source.digest,
+        },
+        "adapter": {"kind": "full"},
+        # A protocol has learning rates; nothing is trained with these, and the record does not show them.
+        "train": {"epochs": 1, "lr": 1, "head_lr": 1, "batch": config.batch, "temperature": config.temperature},
+        "fisher_samples": config.fisher_samples,
+        "eval_batch": config.eval_batch,
+    }
+    protocol = check(fields, ProtocolConfig, f"{source.path}/replay.yaml")
+    method = registry.resolve_rule(request["method"], config.start, Given)
+    wanted = method.build()[1].record
+    if wanted:
+        raise UserError(f"methods: {method.rule.key!r} needs {', '.join(wanted)} of training, which a folder has not")
+    return ReplayCell(
+        dataset.model_copy(update={"image": image}), source.n_tasks, protocol, method,
+        config.class_order_seed or 0, config.run_seed, "test", request, source=source,
+    )  # fmt: skip
+
+
+def _fits(source: Folder, dataset: DatasetConfig) -> None:
+    labels = [label for task in source.config.tasks for label in task]
+    if labels and not 0 <= min(labels) <= max(labels) < dataset.classes:
+        raise UserError(
+            f"{source.path}/replay.yaml: tasks: labels {min(labels)} to {max(labels)} do not fit {dataset.key!r}, "
+            f"which has classes 0 to {dataset.classes - 1}"
+        )
+    if source.n_tasks > dataset.classes:
+        raise UserError(f"{source.path}: {source.n_tasks} tasks, but {dataset.key!r} has {dataset.classes} classes")
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); write it again") from None
+
+
+def _of_task(cell: ReplayCell, t: int) -> dict[str, Tensor]:
+    """Tensors of theta*_t under timm's names."""
+    folder, file = cell.source.path / f"task_{t}", cell.source.path / f"task_{t}.safetensors"
+    if file.is_file():
+        return _tensors(file)
+    from bench.checkpoints import fold_adapter
+
+    return fold_adapter(folder, _tensors(cell.source.path / "pretrained.safetensors"))
+
+
+def _backbone(cell: ReplayCell, device: str) -> Backbone:
+    import torch
+
+    from bench.backbone import Backbone
+    from bench.weights import Weights
+
+    backbone = Backbone(cell.protocol, cell.dataset.image, device)
+    theta_0 = backbone.pretrained.tensors()
+    changed: set[str] = set()
+    for t in range(1, cell.n_tasks + 1):
+        where = f"{cell.source.path}/task_{t}"
+        for name, tensor in backbone.own_names(_of_task(cell, t)).items():
+            if name.startswith(backbone.classifiers):
+                continue
+            if name not in theta_0:
+                raise UserError(f"{where}: tensor {name!r} is not in the pretrained model; use timm's names")
+            if tensor.shape != theta_0[name].shape:
+                shapes = f"{tuple(tensor.shape)}, the pretrained one {tuple(theta_0[name].shape)}"
+                raise UserError(f"{where}: tensor {name!r} has shape {shapes}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise UserError(f"{where}: tensor {name!r} holds values that are not finite")
+            if not torch.equal(tensor.to(theta_0[name]), theta_0[name]):
+                changed.add(name)
+    if not changed:
+        raise UserError(f"{cell.source.path}: every task's tensors equal the pretrained ones; nothing was trained")
+    backbone.pretrained = Weights.of({name: view for name, view in theta_0.items() if name in changed})
+    return backbone
+
+
+def check_folder(cell: ReplayCell) -> None:
+    """Read every file of the cell's folder once, so that a mistake in one is told before anything runs.
+
+    Raises:
+        UserError: which file, and what is wrong with it.
+    """
+    backbone = _backbone(cell, "cpu")
+    for t in range(1, cell.n_tasks + 1):
+        _learnt(cell, backbone, t)
+        cell.start(backbone, t, backbone.pretrained)
+
+
+def _adapted(backbone: Backbone, tensors: dict[str, Tensor]) -> Weights:
+    given = backbone.own_names(tensors)
+    return backbone.pretrained.with_tensors({n: given[n] for n in backbone.pretrained.layout.names if n in given})
+
+
+def _learnt(cell: ReplayCell, backbone: Backbone, t: int) -> Learnt:
+    from bench.heads import Head
+    from bench.train import Learnt
+
+    file, classes = cell.source.path / f"head_{t}.safetensors", cell.classes_of(t)
+    told = _tensors(file)
+    if set(told) != {"weight", "bias"} or tuple(told["weight"].shape) != (classes, backbone.dim):
+        shape = {name: tuple(x.shape) for name, x in told.items()}
+        raise UserError(f"{file}: holds {shape}; a head is weight ({classes}, {backbone.dim}) and bias ({classes},)")
+    head = Head(*(told[n].float().to(backbone.device) for n in ("weight", "bias")))
+    return Learnt(_adapted(backbone, _of_task(cell, t)), [head], 0, 0.0, {"loss": {}, "grad_norm": {}})
+
+
+def keep_task(folder: Path, backbone: Backbone, t: int, learnt: Learnt, start: Weights | None, served: Weights) -> None:
+    """Write what a run has of task t into a replay folder: theta*_t, its head, where it began and theta_hat_t."""
+    from bench.store import save_plain
+
+    if t == 1:
+        save_plain(folder / "pretrained.safetensors", backbone.export(backbone.pretrained))
+    save_plain(folder / f"task_{t}.safetensors", backbone.export(learnt.weights))
+    save_plain(folder / f"served_{t}.safetensors", backbone.export(served))
+    if start is not None and t > 1:
+        save_plain(folder / f"start_{t}.safetensors", backbone.export(start))
+    head = learnt.heads[-1]
+    save_plain(folder / f"head_{t}.safetensors", {"weight": head.weight, "bias": head.bias})
+
+
+def keep_config(folder: Path, cell: Cell, tasks: list[list[int]]) -> None:
+    """Write ``replay.yaml`` of a run: last, so that its presence says that the folder is whole."""
+    import yaml
+
+    from bench.store import write_atomic
+
+    image, train = cell.dataset.image, cell.protocol.train
+    told = {
+        "dataset": cell.request["dataset"], "name": cell.id, "source": f"clmerge run {cell.id}", "start": cell.method.start,
+        "backbone": {"model": cell.protocol.backbone.model, "options": cell.protocol.backbone.options},
+        "tasks": tasks, "run_seed": cell.run_seed, "mean": image.mean, "std": image.std,
+        "temperature": train.temperature, "batch": train.batch, "fisher_samples": cell.protocol.fisher_samples,
+        "eval_batch": cell.protocol.eval_batch,
+    }  # fmt: skip
+    write_atomic(folder / "replay.yaml", yaml.safe_dump(told, sort_keys=False))
