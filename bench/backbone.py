@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench.config import ImageConfig, ProtocolConfig, weights_file
-from bench.errors import UserError
+from bench.errors import UserError, unknown
 from bench.seeds import derive
 from bench.weights import Weights
 
@@ -52,9 +52,14 @@ class Backbone:
 
     def __init__(self, protocol: ProtocolConfig, image: ImageConfig, device: str = "cpu", seed: int = 0) -> None:
         config = protocol.backbone
+        if not timm.is_model(config.model):
+            raise unknown("timm model", config.model, timm.list_models(), f"protocol {protocol.key}: backbone.model")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive("backbone", seed))  # only seen where there is no checkpoint
-            module = timm.create_model(config.model, pretrained=False, num_classes=0, **config.options)
+            try:
+                module = timm.create_model(config.model, pretrained=False, num_classes=0, **config.options)
+            except TypeError as error:
+                raise UserError(f"protocol {protocol.key}: backbone.options: {error}") from None
         told = (module.pretrained_cfg or {}).get("classifier", "head")
         self.classifiers = tuple(f"{name}." for name in ([told] if isinstance(told, str) else told))
         if config.weights is not None:

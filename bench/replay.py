@@ -102,7 +102,7 @@ class Folder:
             UserError: it is not there, or a file is missing, has no place, or does not fit ``replay.yaml``.
         """
         if not (path / "replay.yaml").is_file():
-            raise UserError(f"{path}: no replay.yaml there; docs/merge.md says what a replay folder holds")
+            raise UserError(f"{path}: no replay.yaml there; docs/replay.md says what a replay folder holds")
         config = read_yaml(path / "replay.yaml", ReplayConfig)
         if not (path / "pretrained.safetensors").is_file():
             raise UserError(f"{path}: no pretrained.safetensors (theta_0, the whole model)")
@@ -330,7 +330,8 @@ def keep_config(folder: Path, cell: Cell, tasks: list[list[int]]) -> None:
 
     image, train = cell.dataset.image, cell.protocol.train
     told = {
-        "dataset": cell.request["dataset"], "name": cell.id, "source": f"clmerge run {cell.id}", "start": cell.method.start,
+        "dataset": cell.request["dataset"], "name": cell.id, "source": f"clmerge run {cell.id}",
+        "start": cell.method.start,
         "backbone": {"model": cell.protocol.backbone.model, "options": cell.protocol.backbone.options},
         "tasks": tasks, "run_seed": cell.run_seed, "mean": image.mean, "std": image.std,
         "temperature": train.temperature, "batch": train.batch, "fisher_samples": cell.protocol.fisher_samples,
