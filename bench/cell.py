@@ -204,6 +204,9 @@ def _train_or_load(
         heads = [Head(w.to(backbone.device), b.to(backbone.device)) for w, b in pairs]
         recorded = {k: [dense[f"{k}.{i}"].to("cpu") for i in range(n)] for k, n in header["recorded"].items()}
         return Learnt(dense["weights"], heads, header["steps"], header["seconds"], header["onset"], recorded), 0.0
+    if kept is not None:  # by-products that others have asked for stay, lest two rules undo each other's in turn
+        kinds = {wish.partition(":")[0] for wish in record}
+        record = (*record, *(wish for wish in kept[1]["record"] if wish.partition(":")[0] not in kinds))
     tasks = stream.tasks[: current.t] if trainer.data == "seen" else [current]
     learnt = train(backbone, stream, tasks, trainer, start, cell.protocol, cell.run_seed, record)
     # A task that began at merged weights is nobody else's: only the first one, begun at theta_0, is worth keeping.

@@ -24,8 +24,8 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 class EntropyRule(TaskVectorRule):
-    """min over coefficients c of sum_{i<=t} H_i(theta(c)), with H_i the mean entropy of a batch of task i's images under
-    task i's own head; Adam, the last iterate.
+    """min over coefficients c of sum_{i<=t} H_i(theta(c)) by Adam, the last iterate; H_i is the mean entropy of a batch
+    of task i's images under task i's own head.
     """
 
     data = "unlabelled"
@@ -44,13 +44,13 @@ class EntropyRule(TaskVectorRule):
 
         self.taus = torch.stack([*self.taus, self.tau(task).vector])
 
-    def tune(self, task: Task, initial: Tensor, theta: Callable[[Tensor], Weights]) -> Weights:
-        """theta(c) after ``steps`` steps from c = ``initial``; then some of the task's images are kept for later.
+    def tune(self, task: Task, initial: Tensor, theta: Callable[[Tensor], Weights]) -> Tensor:
+        """c after ``steps`` steps from ``initial``; then some of the current task's images are kept for later ones.
 
         Args:
             task: gives images and logits.
             initial: coefficients of any shape.
-            theta: differentiable in them.
+            theta: the merged weights, differentiable in them.
         """
         import torch
 
@@ -65,14 +65,14 @@ class EntropyRule(TaskVectorRule):
 
         c = minimise(loss, initial, self.steps, self.lr)
         task.log(merge_steps=self.steps)
-        if self.steps:
-            task.log(entropy_first=float(told[0]) / task.t, entropy_last=float(told[-1]) / task.t)
-        if self.steps and self.images == "buffer":
+        if told:
+            task.log(entropy_first=float(told[0]), entropy_last=float(told[-1]))
+        if told and self.images == "buffer":
             [(x, _)] = task.batches(self.keep, 1)
             with torch.no_grad():
                 self.widths = [*self.widths, task.logits(task.trained, x[:1]).shape[1]]
             self.buffer = [*self.buffer, x]
-        return theta(c)
+        return c
 
     def _batches(self, task: Task) -> Iterator[list[Tensor]]:
         """Of every step, images of each task, the current one last."""

@@ -45,18 +45,19 @@ class AdaMerging(EntropyRule):
 
         self.add(task)
         sizes = task.trained.layout.sizes if self.granularity == "layerwise" else len(task.trained.vector)
-        uniform, lam = task.pretrained.vector + sum(self.taus) * self.lam, self.initial(task)
-
-        def bounded(lam: Tensor) -> Tensor:
-            return lam.clamp(0, 1) if self.clamp else lam
+        layers = self.taus.split(sizes, dim=1)
+        arithmetic = task.pretrained.vector + sum(self.taus) * self.lam
 
         def theta(lam: Tensor) -> Weights:
             # Written around task arithmetic, so that 0 steps give its very bits.
-            columns = (bounded(lam) - self.lam).unbind(1)
-            moved = [c @ part for c, part in zip(columns, self.taus.split(sizes, dim=1), strict=True)]
-            return Weights(uniform + torch.cat(moved), task.trained.layout)
+            change = (lam.clamp(0, 1) if self.clamp else lam) - self.lam
+            moved = [c @ tau for c, tau in zip(change.unbind(1), layers, strict=True)]
+            return Weights(arithmetic + torch.cat(moved), task.trained.layout)
 
-        lam = self.tune(task, lam, theta)
+        lam = self.tune(task, self.initial(task), theta)
+        task.log(lam_new=float(lam[-1].mean()))
+        if task.t > 1:
+            task.log(lam_old=float(lam[:-1].mean()))
         return theta(lam)
 
 

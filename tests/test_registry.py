@@ -60,7 +60,7 @@ def test_grammar(registry: Registry, spelling: str, key: str, variant: str) -> N
     ("spelling", "told"),
     [
         ("pn", "unknown method 'pn'; did you mean 'pm'?"),
-        ("perturb+averag@merged", "unknown rule 'averag'; did you mean 'average'?"),
+        ("perturb+averag@merged", "unknown rule 'averag'; did you mean 'average'"),
         ("pertub+average@merged", "unknown trainer 'pertub'; did you mean 'perturb'?"),
         ("pm@merge", "unknown start 'merge'; did you mean 'merged'?"),
         ("pm:epss=1", "unknown option 'epss'; did you mean 'eps'?"),
@@ -90,7 +90,7 @@ def test_a_required_option_without_a_value_is_an_error_that_says_where_to_put_on
 def test_a_user_rule_inherits_no_name_of_another(registry: Registry) -> None:
     assert registry.resolve("trm:steps=7").status == "reconstruction"
     assert registry.resolve("joint_local").status == "oracle"
-    assert registry.resolve("plain+pm_alpha_oracle@pretrained").status == "oracle"
+    assert registry.resolve("plain+oracle_scalar@pretrained").status == "oracle"
     assert registry.resolve("pm:eps=0.1").status == "variant"
 
 

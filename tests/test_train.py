@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ from torch.nn.functional import cross_entropy
 
 from bench import stream as stream_module
 from bench.backbone import Backbone, LoRA
-from bench.config import ProtocolConfig, TrainConfig, load_protocol
+from bench.cell import Workbench, _train_or_load
+from bench.config import ProtocolConfig, SuiteConfig, TrainConfig, load_protocol
 from bench.data.dataset import Dataset
 from bench.evaluate import count, predict
+from bench.grid import expand
 from bench.heads import Head, concatenate, new_head
 from bench.method import Trainer
 from bench.registry import Registry
 from bench.seeds import derive
+from bench.store import Store
 from bench.stream import Stream
 from bench.train import Learnt, _batches, _rate, train
 from bench.weights import Weights
@@ -211,6 +215,109 @@ def test_snapshots_are_equally_spaced_and_end_with_the_final_weights(run: Train,
     assert len(many) == 10  # more than there are steps: each step once
     with pytest.raises(ValueError, match="unknown by-product 'gradients'"):
         run(record=("gradients",))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_grad_sq_is_adams_second_moment_of_the_dense_gradient(
+    run: Train, backbone: Backbone, stream: Stream, protocol: ProtocolConfig, temperature: float
+) -> None:
+    """The same ten steps written out; LoRA's factors are trained, and the dense weight's gradient is recorded."""
+    [task], config = stream.tasks[:1], protocol.train
+    learnt = run(record=("grad_sq",), temperature=temperature)
+    lora = backbone.adapter(backbone.pretrained, "AB", derive("lora", 0, task.content))
+    head = new_head(5, backbone.dim, protocol.head.init_std, "cpu", 0, task.content)
+    theirs = [head.weight.requires_grad_(), head.bias.requires_grad_()]
+    optimiser = torch.optim.AdamW([{"params": theirs, "lr": config.head_lr},
+                                   {"params": lora.parameters, "lr": config.lr}], weight_decay=0)  # fmt: skip
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=learnt.steps)
+    average = torch.zeros(backbone.pretrained.vector.shape, dtype=torch.float64)
+    for batch in _batches(task.train, config, 0, task.content):
+        W = lora.weights()
+        logits = head(backbone.features(W, stream.train_images[batch])) / temperature
+        loss = cross_entropy(logits, stream.train_columns[batch])
+        [dense] = torch.autograd.grad(loss, W.vector, retain_graph=True)
+        average = 0.999 * average + 0.001 * dense.double() ** 2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        cosine.step()
+    expected = average / (1 - 0.999**learnt.steps)
+    [got] = learnt.recorded["grad_sq"]
+    assert got.layout == learnt.weights.layout
+    assert bool((got.vector >= 0).all())
+    assert float((got.vector.double() - expected).norm()) < 1e-3 * float(expected.norm())
+    assert 0.5 < float(got.sum()) / float(expected.sum()) < 2
+
+
+def test_grad_sq_of_one_gradient_again_and_again_is_its_square(run: Train, stream: Stream, backbone: Backbone) -> None:
+    """Bias-corrected: without a learning rate, and all images in one batch, the gradient is the same at each step."""
+    learnt = run(record=("grad_sq",), lr=0.0, head_lr=0.0, batch=10_000, epochs=3)
+    [task] = stream.tasks[:1]
+    head = new_head(5, backbone.dim, 0.02, "cpu", 0, task.content)
+    point = learnt.weights.map(lambda v: v.clone().requires_grad_())
+    logits = head(backbone.features(point, stream.train_images[task.train]))
+    [g] = torch.autograd.grad(cross_entropy(logits, stream.train_columns[task.train]), point.vector)
+    assert learnt.steps == 3
+    assert (learnt.recorded["grad_sq"][0] - Weights(g**2, point.layout)).norm() < 1e-4 * float((g**2).norm())
+
+
+def test_recording_grad_sq_changes_no_bit(run: Train, registry: Registry, full_backbone: Backbone) -> None:
+    for key, options in (("plain", {}), ("perturb", {"eps": 0.5})):
+        told = [run(registry.trainers[key](**options), record=r)
+                for r in ((), ("grad_sq",), ("grad_sq", "snapshots:2"))]  # fmt: skip
+        assert len({tuple(bits(learnt)) for learnt in told}) == 1
+        assert told[0].onset == told[1].onset
+        assert [sorted(learnt.recorded) for learnt in told] == [[], ["grad_sq"], ["grad_sq", "snapshots"]]
+        assert told[1].recorded["grad_sq"][0].digest() == told[2].recorded["grad_sq"][0].digest()
+    with_it, without = (run(model=full_backbone, lr=1e-3, record=r) for r in (("grad_sq",), ()))
+    assert bits(with_it) == bits(without)
+
+
+def test_grad_sq_leaves_the_penalty_out_and_is_zero_where_nothing_is_adapted(run: Train, registry: Registry) -> None:
+    class Pulled(Trainer):
+        """A penalty with a large gradient."""
+
+        def penalty(self, theta: Weights) -> Tensor:
+            return (theta * 1e3).sum()
+
+    # The penalty moves the weights, so only the first step can be compared: one batch, one epoch.
+    one, other = (run(t, record=("grad_sq",), batch=10_000).recorded["grad_sq"][0] for t in (Trainer(), Pulled()))
+    assert (one - other).norm() < 1e-5 * one.norm()
+    frozen = run(registry.trainers["frozen"](), record=("grad_sq",))
+    assert not bool(frozen.recorded["grad_sq"][0].vector.any())
+
+
+def test_by_products_lie_in_the_store_with_the_training(stream: Stream, tmp_path: Path) -> None:
+    """What was recorded is loaded again to the last bit; a training that lacks what is asked for is done again."""
+    suite = SuiteConfig(
+        key="test", protocol="embedded", datasets=["digits"], tasks=[2], methods=["average@pretrained"], seeds="1"
+    )
+    [cell], _ = expand(suite, Registry.load(), tmp_path, [], {"train.epochs": 1, "per_dataset": {}})
+    bench = Workbench(tmp_path, tmp_path, Store(tmp_path / "cache"))
+    trainer, backbone = cell.method.build()[0], bench.backbone(cell)
+    trainer.begin(backbone.pretrained)
+
+    def ask(*record: str) -> tuple[Learnt, bool]:
+        learnt, spent = _train_or_load(
+            cell, bench, stream, backbone, stream.tasks[0], trainer, backbone.pretrained, record
+        )
+        return learnt, spent > 0
+
+    def by_products(learnt: Learnt) -> dict[str, list[str]]:
+        return {kind: [w.digest() for w in copies] for kind, copies in learnt.recorded.items()}
+
+    first, trained = ask("grad_sq", "snapshots:2")
+    assert trained
+    for record in (("grad_sq", "snapshots:2"), ("grad_sq",), ()):
+        again, trained = ask(*record)
+        assert not trained
+        assert bits(again) == bits(first)
+        assert by_products(again) == by_products(first)
+        assert again.recorded["grad_sq"][0].layout == first.weights.layout
+    more, trained = ask("grad_sq", "snapshots:5")
+    assert trained
+    assert bits(more) == bits(first)
+    assert by_products(more)["grad_sq"] == by_products(first)["grad_sq"]
 
 
 def test_training_learns(run: Train, backbone: Backbone, stream: Stream) -> None:
