@@ -14,6 +14,8 @@ from bench.method import Rule, Task, Weights, method, rule
 class Average(Rule):
     """theta_hat_t = theta_hat_{t-1} + (theta*_t - theta_hat_{t-1}) / t."""
 
+    order_invariant = True
+
     def merge(self, task: Task) -> Weights:
         """One step of the running mean."""
         return task.served + (task.trained - task.served) / task.t

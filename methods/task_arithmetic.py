@@ -10,24 +10,21 @@ theta*_t - start_t, what this task's training added (our default), or `total` = 
 `previous` as MagMax (arXiv:2407.06322) reads it. At start `pretrained` both are tau_t.
 """
 
-from typing import Literal
-
-from bench.method import Rule, Task, Weights, method, option, rule, state
+from bench.method import Task, TaskVectorRule, Weights, method, option, rule, state
 
 
 @rule("task_arithmetic")
-class TaskArithmetic(Rule):
+class TaskArithmetic(TaskVectorRule):
     """theta_0 + lam * sum of task vectors."""
 
-    at_start = {"previous": {"delta": "total"}}
+    order_invariant = True
     lam: float = option(0.3, help="scale of the sum", ge=0)
     over_t: bool = option(False, help="use lam / t")
-    delta: Literal["increment", "total"] = option("increment", help="what a task vector is measured from")
     total: Weights = state()
 
     def merge(self, task: Task) -> Weights:
         """Add this task's vector to the sum."""
-        self.total = self.total + (task.trained - (task.start if self.delta == "increment" else task.pretrained))
+        self.total = self.total + self.tau(task)
         return task.pretrained + self.total * (self.lam / task.t if self.over_t else self.lam)
 
 

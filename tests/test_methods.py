@@ -173,8 +173,10 @@ def test_memory_saved_and_loaded_between_tasks_changes_no_bit(key: str, tmp_path
 
 @pytest.mark.parametrize(
     ("plugin", "vectors"),
-    [("last", 0), ("average", 0), ("trm", 0), ("task_arithmetic", 1), ("pm_alpha", 2), ("pm_alpha_oracle", 0)],
-)
+    [("last", 0), ("average", 0), ("trm", 0), ("task_arithmetic", 1), ("pm_alpha", 2), ("oracle_scalar", 0),
+     ("dare", 1), ("magmax", 1), ("randmix", 1), ("fisher", 2), ("coma", 0), ("cofima", 1), ("cmm_blend", 1),
+     ("became", 1)],
+)  # fmt: skip
 def test_carried_bytes_do_not_grow_with_the_number_of_tasks(plugin: str, vectors: int) -> None:
     for T in (1, 4):
         models, kept = Models.draw(0, T), quick(plugin)
@@ -187,7 +189,7 @@ def test_carried_bytes_do_not_grow_with_the_number_of_tasks(plugin: str, vectors
 @given(seeds)
 def test_after_one_task_rules_serve_what_was_trained(seed: int) -> None:
     models = Models.draw(seed, T=1)
-    for key in ("last", "experts", "average", "pm_alpha", "pm_alpha_oracle", "trm"):
+    for key in ("last", "experts", "average", "pm_alpha", "oracle_scalar", "trm"):
         assert close(chain(quick(key), models)[0], models.thetas[0], 1e-14), key
     tau = models.thetas[0] - models.theta_0
     assert close(chain(rule("task_arithmetic", lam=0.7), models)[0], models.theta_0 + tau * 0.7)
@@ -346,7 +348,7 @@ def test_flat_directions_and_no_direction(per_module: bool) -> None:
 def test_the_oracle_picks_the_best_of_its_grid_and_the_smaller_on_a_tie() -> None:
     models = Models.draw(6)
     task = models.task(2, models.thetas[0])
-    assert close(rule("pm_alpha_oracle").merge(task), task.served + (task.trained - task.served) * 0.3)
+    assert close(rule("oracle_scalar").merge(task), task.served + (task.trained - task.served) * 0.3)
     assert task.scalars["alpha"] == pytest.approx(0.3)
 
     class Flat(Toy):
@@ -354,7 +356,7 @@ def test_the_oracle_picks_the_best_of_its_grid_and_the_smaller_on_a_tie() -> Non
             return 0.5
 
     flat = Flat(2, *[models.theta_0] * 3, models.thetas[0])
-    assert rule("pm_alpha_oracle").merge(flat).digest() == models.theta_0.digest()
+    assert rule("oracle_scalar").merge(flat).digest() == models.theta_0.digest()
 
 
 # ---- P&M: the perturbation -----------------------------------------------------------------------------------------

@@ -57,6 +57,12 @@ class Toy(RecordedTask):
             x = torch.randn(size, 6, generator=generator, dtype=torch.float64)
             yield x, torch.randint(4, (size,), generator=generator) if labelled else None
 
+    def validation(self, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(99 + step)
+            x = torch.randn(size, 6, generator=generator, dtype=torch.float64)
+            yield x, torch.randint(4 * self.t, (size,), generator=generator)
+
     def accuracy(self, weights: Weights) -> float:
         """Best at 0.3 of the way from what was served to what was trained."""
         return -(weights - self.served - (self.trained - self.served) * 0.3).norm()
