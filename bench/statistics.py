@@ -167,7 +167,8 @@ def gram(backbone: Backbone, weights: Weights, x: Tensor) -> dict[str, Gram]:
             found = a.square().sum(0)
         else:
             a = a.flatten(0, -2)
-            found = (a.T @ a).double()
+            a = a.double()  # in float32 a rank-deficient sum would have negative eigenvalues
+            found = a.T @ a
         sums[name] = sums[name] + found if name in sums else found
         rows[name] = rows.get(name, 0) + len(a)
 
