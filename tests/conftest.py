@@ -54,7 +54,7 @@ def full_backbone() -> Backbone:
 
 @pytest.fixture
 def golden(record_property: Callable[[str, object], None]) -> Iterator[Callable[[str], Golden]]:
-    """Opens a file; the largest error seen is put into the test report."""
+    """Opens a file of reference numbers; `pytest -k golden` ends with the largest error seen in each."""
     opened: list[Golden] = []
 
     def open_one(name: str) -> Golden:
@@ -63,3 +63,15 @@ def golden(record_property: Callable[[str, object], None]) -> Iterator[Callable[
 
     yield open_one
     record_property("largest_error", max(g.worst for g in opened))
+    for g in opened:
+        LARGEST[g.name] = max(g.worst, LARGEST.get(g.name, 0.0))
+
+
+LARGEST: dict[str, float] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if LARGEST and "golden" in config.getoption("keyword"):
+        terminalreporter.section("largest absolute error of each file of reference numbers")
+        for name, error in sorted(LARGEST.items()):
+            terminalreporter.line(f"{name:32s} {error:.1e}")

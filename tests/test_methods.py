@@ -85,6 +85,13 @@ def test_golden_fisher_merging_is_the_free_minimum_of_pms_sums(golden: Callable[
     g.check(theta_0 + alpha.m / alpha.S, g.part("out/theta"))  # type: ignore[attr-defined]
 
 
+def test_golden_files_are_all_read_by_some_test() -> None:
+    tests = "".join(file.read_text() for file in Path(__file__).parent.rglob("test_*.py"))
+    files = {file.stem for file in (Path(__file__).parent / "goldens").glob("*.npz")}
+    assert len(files) == 37
+    assert {name for name in files if f'"{name}"' not in tests} == set()
+
+
 def test_a_fisher_that_is_not_there_is_named() -> None:
     models = Models.draw(0)
     with pytest.raises(UserError, match=r"task 1: the rule needs a Fisher \(empirical\)"):

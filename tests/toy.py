@@ -120,7 +120,7 @@ class Golden:
     def __init__(self, name: str) -> None:
         data = dict(np.load(Path(__file__).parent / "goldens" / f"{name}.npz"))
         self.meta = json.loads(str(data.pop("meta")))
-        self._data, self.worst = data, 0.0
+        self._data, self.name, self.worst = data, name, 0.0
 
     def part(self, prefix: str) -> Weights:
         inside = {k[len(prefix) + 1 :]: v for k, v in self._data.items() if k.startswith(prefix + "/")}
