@@ -8,15 +8,17 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from bench import __version__
+from bench.commands.check import check
 from bench.commands.import_ import import_
+from bench.commands.merge import merge
 from bench.commands.replay import replay
 from bench.commands.table import print_table, stale_ids, table_rows
-from bench.config import SuiteConfig
+from bench.config import EvalSplit, SuiteConfig
 from bench.errors import UserError
 from bench.options import asked_suite, common, grid
 from bench.registry import ROOT, Registry, plugin_places
@@ -138,9 +140,9 @@ def run(
 
 
 def _report_yaml(suite: SuiteConfig) -> Path | None:
-    """The report of the suite's protocol, where there is one."""
-    file = ROOT / "reports" / f"{suite.protocol}.yaml"
-    return file if file.is_file() else None
+    """The suite's own report, else its protocol's, where there is one."""
+    files = [ROOT / "reports" / f"{name}.yaml" for name in (suite.key, suite.protocol)]
+    return next((file for file in files if file.is_file()), None)
 
 
 @cli.command()
@@ -201,7 +203,7 @@ def _cell(value: Any) -> str:
 @cli.command()
 @click.option("--csv", "csv_file", metavar="FILE", help="Write one row a cell; - for standard output.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@click.option("--eval-split", type=click.Choice(["test", "val"]), default="test", show_default=True)
+@click.option("--eval-split", type=click.Choice(get_args(EvalSplit)), default="test", show_default=True)
 @common
 def results(
     results: Path,
@@ -330,7 +332,7 @@ def cache_prune(results: Path, data: Path, plugins: tuple[Path, ...], quiet: boo
     click.echo(f"{results / 'cache'}: {len(files)} artifacts, {size / 1e6:.1f} MB deleted")
 
 
-for command in (replay, import_):
+for command in (replay, import_, check, merge):
     cli.add_command(command)
 
 

@@ -17,6 +17,10 @@ PROTOCOLS = ROOT / "bench" / "protocols"
 DATASETS = ROOT / "datasets"
 SUITES = ROOT / "suites"
 
+#: "test": train on all training images, evaluate on the test set. The other two never train on the validation part:
+#: "val" evaluates on it, "test_heldout" on the test set (so that a choice made on validation images is a clean one).
+EvalSplit = Literal["test", "val", "test_heldout"]
+
 
 class Section(pydantic.BaseModel):
     """Base of all configuration: unknown keys are errors (an option that nothing reads is a bug), values are frozen."""
@@ -117,7 +121,7 @@ class DatasetConfig(Section):
 
 
 class SuiteConfig(Section):
-    """A grid: every combination of datasets, task counts, methods and repeats under one protocol."""
+    """A grid: every combination of datasets, task counts, methods, starts, trainers and repeats under one protocol."""
 
     key: str
     about: str = ""
@@ -126,8 +130,9 @@ class SuiteConfig(Section):
     tasks: list[int] = []  #: empty: each dataset's first default
     methods: list[str]
     start: list[Literal["pretrained", "previous", "merged"]] = []  #: empty: each method's own
+    trainers: list[str] = []  #: every method trained by each of these; empty: each method's own
     seeds: str = "3"  #: "3" is repeats 0, 1, 2; "0,1,7" lists them
-    eval_split: Literal["test", "val"] = "test"
+    eval_split: EvalSplit = "test"
 
 
 S = TypeVar("S", bound=Section)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from bench.store import key_of
 TRAINING_CODE = (
     "train.py", "backbone.py", "heads.py", "stream.py", "order.py", "weights.py", "seeds.py", "method.py", "data",
 )  # fmt: skip
-MERGING_CODE = ("task.py", "statistics.py", "evaluate.py", "minimise.py")
+MERGING_CODE = ("task.py", "statistics.py", "evaluate.py", "minimise.py", "sparsify.py", "spectral.py", "exemplars.py")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Cell:
             trainer,
             code["train"],
             self.run_seed,
-            [self.eval_split, protocol.val_fraction if self.eval_split == "val" else None],
+            ["val", protocol.val_fraction] if self.held_out else ["test", None],
             version("torch"),
         ]
         served = parent = "pretrained"
@@ -143,13 +144,18 @@ class Cell:
         return keys
 
     @property
+    def held_out(self) -> bool:
+        """Whether the validation part is kept out of training."""
+        return self.eval_split != "test"
+
+    @property
     def chain_is_shared(self) -> bool:
         """Whether other rules can use this cell's trainings (they do not start from what this rule served)."""
         return self.method.start != "merged"
 
     def opt_steps(self) -> int:
         """Optimiser steps of all trainings, estimated from the dataset's counts."""
-        images = self.dataset.train * (1.0 if self.eval_split == "test" else 1 - self.protocol.val_fraction)
+        images = self.dataset.train * (1 - self.protocol.val_fraction if self.held_out else 1.0)
         per_task = images if self.method.trainer.data == "seen" else images / self.n_tasks
         return len(self.trained_tasks) * self.protocol.train.epochs * math.ceil(per_task / self.protocol.train.batch)
 
@@ -232,19 +238,19 @@ def expand(
                 )
             adapted = for_dataset(protocol, dataset.key)
             starts: list[Start | None] = [*suite.start] or [None]
-            for spelling in suite.methods:
-                for start in starts:
-                    method = registry.resolve(spelling, adapted.tuned, start)
-                    for repeat in parse_seeds(suite.seeds):
-                        order = repeat if class_order_seed is None else class_order_seed
-                        run = repeat if run_seed is None else run_seed
-                        request = {
-                            "dataset": name, "n_tasks": n_tasks, "protocol": suite.protocol,
-                            "overrides": overrides or {}, "method": method.variant, "class_order_seed": order,
-                            "run_seed": run, "eval_split": suite.eval_split,
-                        }  # fmt: skip
-                        cell = Cell(dataset, n_tasks, adapted, method, order, run, suite.eval_split, request)
-                        cells.setdefault(cell.id, cell)
+            trainers: list[str | None] = [*suite.trainers] or [None]
+            for spelling, trainer, start in product(suite.methods, trainers, starts):
+                method = registry.resolve(spelling, adapted.tuned, start, trainer=trainer)
+                for repeat in parse_seeds(suite.seeds):
+                    order = repeat if class_order_seed is None else class_order_seed
+                    run = repeat if run_seed is None else run_seed
+                    request = {
+                        "dataset": name, "n_tasks": n_tasks, "protocol": suite.protocol,
+                        "overrides": overrides or {}, "method": method.variant, "class_order_seed": order,
+                        "run_seed": run, "eval_split": suite.eval_split,
+                    }  # fmt: skip
+                    cell = Cell(dataset, n_tasks, adapted, method, order, run, suite.eval_split, request)
+                    cells.setdefault(cell.id, cell)
     if not cells:
         raise UserError("datasets: nothing to run; " + "; ".join(f"{k}: {v}" for k, v in blocked.items()))
     return list(cells.values()), blocked

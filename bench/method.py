@@ -151,6 +151,9 @@ class Rule(Plugin):
 
     #: the order of tasks that were trained independently does not matter (``clmerge check`` tests it)
     order_invariant: ClassVar[bool] = False
+    #: theta*_1 is served after task 1, and still where later tasks come out the same; False for a rule that scales or
+    #: thins out task vectors, or has inertia (``clmerge check`` tests it)
+    serves_first: ClassVar[bool] = True
 
     @property
     def record(self) -> tuple[str, ...]:
@@ -170,6 +173,7 @@ class TaskVectorRule(Rule):
     """
 
     at_start = {"previous": {"delta": "total"}}
+    serves_first = False
     delta: Literal["increment", "total"] = option("increment", help="what a task vector is measured from")
 
     def tau(self, task: Task) -> Weights:
@@ -212,8 +216,16 @@ class Task(Protocol):
         """
         ...
 
+    def validation(self, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """``steps`` batches of validation images (b, C, H, W) of all tasks seen, and columns among all classes seen
+        (b,). Oracles only.
+        """
+        ...
+
     def accuracy(self, weights: Weights) -> float:
-        """Fraction right on validation images of all tasks seen (oracles only)."""
+        """Fraction right on validation images of all tasks seen (oracles only). They were trained on unless the
+        validation part is held out (``eval_split``).
+        """
         ...
 
     def rng(self, purpose: str) -> np.random.Generator:

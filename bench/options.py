@@ -8,12 +8,12 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import yaml
 
-from bench.config import SuiteConfig, check, load_suite
+from bench.config import EvalSplit, SuiteConfig, check, load_suite
 from bench.errors import UserError
 
 Command = Callable[..., None]
@@ -81,6 +81,7 @@ def grid(function: Command) -> Command:
     @click.option("--tasks", help="Task counts, e.g. 5,10.")
     @click.option("--methods", help="Names or spellings [trainer+]rule[@start][:field=value,...].")
     @click.option("--start", help="pretrained, previous, merged: for every method that has the choice.")
+    @click.option("--trainer", "--trainers", "trainers", help="Trainers, each for every method that has the choice.")
     @click.option("--seeds", help="Repeats: a count (3), a list (0,1,7) or a span (3-12).")
     @click.option("--class-order-seed", type=click.IntRange(0), help="Pin the class order; repeats vary the run seed.")
     @click.option("--run-seed", type=click.IntRange(0), help="Pin the run seed; repeats vary the class order.")
@@ -92,7 +93,11 @@ def grid(function: Command) -> Command:
         metavar="KEY=VALUE",
         help="Override one field, e.g. train.epochs=4.",
     )
-    @click.option("--eval-split", type=click.Choice(["test", "val"]), help="val: train on 90 %, evaluate on the rest.")
+    @click.option(
+        "--eval-split",
+        type=click.Choice(get_args(EvalSplit)),
+        help="val: train on 90 %, evaluate on the rest; test_heldout: train on 90 %, evaluate on the test set.",
+    )
     @click.option(
         "--rerun",
         type=click.Choice(["stale", "done"]),
@@ -124,7 +129,7 @@ def asked_suite(options: dict[str, Any]) -> tuple[SuiteConfig, dict[str, Any]]:
     """The suite with the command line's overrides, and the protocol's overrides."""
     suite = load_suite(options["suite"])
     changes: dict[str, Any] = {}
-    for name in ("datasets", "tasks", "methods", "start"):
+    for name in ("datasets", "tasks", "methods", "start", "trainers"):
         if options[name] is not None:
             changes[name] = words(options[name], f"--{name}")
     for name in ("seeds", "protocol", "eval_split"):

@@ -187,7 +187,7 @@ def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | Non
     lines = [
         f"{len(cells)} cell{'s' * (len(cells) > 1)}: {datasets}; {methods} method{'s' * (methods > 1)}, "
         f"{repeats} repeat{'s' * (repeats > 1)}, protocol {cells[0].protocol.variant_of or cells[0].protocol.key}"
-        + (", validation split" * (suite.eval_split == "val"))
+        + {"val": ", validation split", "test_heldout": ", test_heldout split"}.get(suite.eval_split, "")
     ]
     told = {"done": plan.done, "failed before": plan.failed, "begun": plan.partial}
     states = [f"{len(ids)} {name}" for name, ids in told.items() if ids]

@@ -50,9 +50,13 @@ class Method:
     @property
     def variant(self) -> str:
         """The full spelling, options printed where they may differ from the class's default."""
+        both = self.trainer_options.keys() & self.rule_options.keys()  # these need their part's name to be read back
         told = [
-            f"{name}={_spell(value)}"
-            for cls, options in ((self.trainer, self.trainer_options), (self.rule, self.rule_options))
+            f"{f'{part}.' * (name in both)}{name}={_spell(value)}"
+            for part, cls, options in (
+                ("trainer", self.trainer, self.trainer_options),
+                ("rule", self.rule, self.rule_options),
+            )
             for name, value in options.items()
             if value != cls.options()[name].default or name in self.pinned
         ]
@@ -203,6 +207,7 @@ class Registry:
         tuned: Mapping[str, Mapping[str, Any]] | None = None,
         start: Start | None = None,
         where: str = "methods",
+        trainer: str | None = None,
     ) -> Method:
         """The method a spelling stands for.
 
@@ -212,36 +217,44 @@ class Registry:
                 class defaults and below anything spelled out.
             start: overrides the start where the method has one to choose (``START=...``).
             where: what an error names as the place.
+            trainer: overrides the trainer, and its options go with it, where the method trains a backbone task by task
+                (``TRAINER=...``).
 
         Raises:
             UserError: an unknown name, option, or start; a value of the wrong type or out of range; no start.
         """
         trainer_key, rule_key, spelled, texts, _ = self._parse(spelling, where)
-        trainer, rule = self.trainers[trainer_key], self.rules[rule_key]
+        learner, rule = self.trainers[trainer_key], self.rules[rule_key]
+        if trainer not in (None, trainer_key) and learner.data == "current" and learner.adapt:
+            if trainer not in self.trainers:
+                raise unknown("trainer", trainer, self.trainers, where)
+            gone = {name for name in texts if name.startswith("trainer.")} | learner.options().keys() - rule.options()
+            texts = {f"rule.{n.removeprefix('rule.')}": text for n, text in texts.items() if n not in gone}
+            learner = self.trainers[trainer]
         chosen = cast(Start | None, start or spelled)
-        if trainer.data == "seen" or not trainer.adapt:
+        if learner.data == "seen" or not learner.adapt:
             chosen = "pretrained"  # nothing is carried on from the task before, so there is nothing to choose
         if chosen is None:
             ways = ", ".join(f"{spelling.split(':')[0]}@{s}" for s in START)
             raise UserError(f"{where}: {spelling!r} does not say where training starts; write one of {ways}")
         values: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        for values_of, cls in zip(values, (trainer, rule), strict=True):
+        for values_of, cls in zip(values, (learner, rule), strict=True):
             values_of.update({**cls.at_start.get(chosen, {}), **(tuned or {}).get(cls.key, {})})
         pinned = frozenset(values[0]) | frozenset(values[1])
         for name, text in texts.items():
             prefix, _, bare = name.rpartition(".")
-            sides = {"trainer": (trainer, values[0]), "rule": (rule, values[1])}
+            sides = {"trainer": (learner, values[0]), "rule": (rule, values[1])}
             if prefix and prefix not in sides:
                 raise UserError(f"{where}: {spelling!r}: write trainer.{bare} or rule.{bare}, not {name!r}")
             owners = [side for side in ([prefix] if prefix else sides) if bare in sides[side][0].options()]
             if not owners:
-                raise unknown("option", bare, {**trainer.options(), **rule.options()}, f"{where}: {spelling!r}")
+                raise unknown("option", bare, {**learner.options(), **rule.options()}, f"{where}: {spelling!r}")
             if len(owners) == 2:
                 raise UserError(f"{where}: {spelling!r}: both parts have {bare!r}; write trainer.{bare} or rule.{bare}")
             sides[owners[0]][1][bare] = text
-        trainer_options = check_options(trainer, values[0], f"{where}: {spelling!r}")
+        trainer_options = check_options(learner, values[0], f"{where}: {spelling!r}")
         rule_options = check_options(rule, values[1], f"{where}: {spelling!r}")
-        found = Method("", None, trainer, rule, chosen, trainer_options, rule_options, pinned)
+        found = Method("", None, learner, rule, chosen, trainer_options, rule_options, pinned)
         named = self._name_of(found, tuned)
         key = named.key if named else found.variant.removeprefix("plain+")
         return dataclasses.replace(found, key=key, named=named)

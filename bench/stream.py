@@ -32,6 +32,7 @@ class Stream:
 
     Columns are class positions in stream order: column c belongs to the c-th class to arrive. ``eval_split="val"``
     holds the validation part out of training and evaluates on it; the test images are then not even loaded.
+    ``"test_heldout"`` holds it out as well and evaluates on the test images.
 
     Attributes:
         train_images, test_images: uint8 (N, C, H, W) on the device.
@@ -58,13 +59,13 @@ class Stream:
         column_of[order] = np.arange(len(order))
         train_columns = column_of[dataset.train_labels]
         is_val = _validation_part(np.asarray(dataset.train_labels), classes, val_fraction)
-        held_out = eval_split == "val"
+        held_out, on_val = eval_split != "test", eval_split == "val"
 
         self.digest = dataset.digest
         self.class_order = order
         self.train_images = _on(device, dataset.train_images)
         self.train_columns = _on(device, train_columns)
-        if held_out:
+        if on_val:
             self.test_images, self.test_columns, test_columns = self.train_images, self.train_columns, train_columns
         else:
             test_columns = column_of[dataset.test_labels]
@@ -79,7 +80,7 @@ class Stream:
                 columns=columns,
                 train=_on(device, np.flatnonzero(mine & ~is_val if held_out else mine)),
                 val=_on(device, np.flatnonzero(mine & is_val)),
-                test=_on(device, np.flatnonzero(tested & is_val if held_out else tested)),
+                test=_on(device, np.flatnonzero(tested & is_val if on_val else tested)),
                 content=content_of(dataset.key, [order[c] for c in columns]),
             )
             self.tasks.append(task)

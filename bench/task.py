@@ -121,15 +121,27 @@ class LiveTask:
     def batches(self, size: int, steps: int, labelled: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
         """``steps`` batches of training images (b, C, H, W) and, if labelled, columns within the current head (b,)."""
         self._need("labels" if labelled else "images")
-        index, done, epoch = self.current.train, 0, 0
+        for part in self._parts("merge batches", self.current.train, size, steps):
+            y = self.stream.train_columns[part] - self.current.columns.start if labelled else None
+            yield self.stream.train_images[part], y
+
+    def validation(self, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """``steps`` batches of validation images of all tasks seen, and columns among all classes seen."""
+        self._need("validation")
+        index = torch.cat([task.val for task in self.stream.tasks[: self.t]])
+        for part in self._parts("validation batches", index, size, steps):
+            yield self.stream.train_images[part], self.stream.train_columns[part]
+
+    def _parts(self, purpose: str, index: Tensor, size: int, steps: int) -> Iterator[Tensor]:
+        """``steps`` parts of one size, from one random order of the indices after another."""
+        done, epoch = 0, 0
         while done < steps:
-            rng = torch_rng("merge batches", self.run_seed, self.current.content, epoch)
+            rng = torch_rng(purpose, self.run_seed, self.current.content, epoch)
             order = torch.randperm(len(index), generator=rng).to(index.device)
             # Whole batches only: batch noise inflates gradient norms, so all batches of a rule have one size.
             for part in index[order].split(min(size, len(index))):
                 if len(part) == min(size, len(index)) and done < steps:
-                    y = self.stream.train_columns[part] - self.current.columns.start if labelled else None
-                    yield self.stream.train_images[part], y
+                    yield part
                     done += 1
             epoch += 1
 
@@ -237,6 +249,10 @@ class RecordedTask:
 
     def logits(self, weights: Weights, x: Tensor, heads: str | int = "current") -> Tensor:
         """Refused: there are no heads."""
+        raise self._no_images()
+
+    def validation(self, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Refused: there are no images."""
         raise self._no_images()
 
     def accuracy(self, weights: Weights) -> float:

@@ -1,10 +1,11 @@
 """What a merge costs at ViT-B/16's size: `python benchmarks/merge.py [--tasks 2 10 50] [--rules average ties ...]`.
 
-Each rule of `methods/` against the same equations written tensor by tensor (below), in the same run. 24 tensors of 768 x
-768 are what P&M's protocol adapts: key and value of twelve blocks, 14.2 M numbers. Both sides serve theta_hat_t after every
-task, as a stream needs, and must agree. Every measurement is a process of its own: seconds are those of the merges alone,
-memory is the peak resident size over what the process held before (theta_0 and one task's inputs are in it on both sides).
-Spectral and Gram rules take seconds a tensor on a CPU: `LAYERS` says how many of the 24 they get.
+Each rule of `methods/` against the same equations written tensor by tensor (below), in the same run. 24 tensors of 768
+by 768 are what P&M's protocol adapts: key and value of twelve blocks, 14.2 M numbers. Both sides serve theta_hat_t
+after every task, as a stream needs, and must agree (`difference`: relative, of a sample of entries). Every measurement
+is a process of its own: seconds are those of the merges alone, memory is the peak resident size over what the process
+held before (theta_0 and one task's inputs are in it on both sides). Spectral and Gram rules take seconds a tensor on a
+CPU: `LAYERS` says how many of the 24 they get.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Named = dict[str, Tensor]
 Step = Callable[[int, Named, Named, Named, Named, Named], Named]
 
 
-# ---- inputs: drawn when they are needed, so that only what a rule carries stays in memory -----------------------------
+# ---- inputs: drawn when they are needed, so that only what a rule carries stays in memory
 def draw(t: int, layers: int, what: str) -> Named:
     out = {}
     for layer in range(layers):
@@ -58,7 +59,7 @@ def inputs(tasks: int, layers: int, theta0: Named, needs: set[str]) -> Iterator[
         yield theta, fisher, gram
 
 
-# ---- the equations, tensor by tensor ----------------------------------------------------------------------------------
+# ---- the equations, tensor by tensor
 def average() -> Step:
     def step(t: int, theta0: Named, served: Named, theta: Named, F: Named, G: Named) -> Named:
         return {n: served[n] + (theta[n] - served[n]) / t for n in theta}
@@ -247,14 +248,15 @@ def lore() -> Step:
         thetas.append(dict(theta))
         out = {}
         for n in theta if t > 1 else ():
-            W = [x[n].double() for x in thetas]
-            d = [torch.zeros_like(w) for w in W]
+            W = torch.stack([x[n].double() for x in thetas])
+            mu = 0.1 * max(float(torch.linalg.matrix_norm(w - W.mean(0), 2)) for w in W)
+            d = torch.zeros_like(W)
             for _ in range(20):
-                B = sum(w - x for w, x in zip(W, d, strict=True)) / t  # type: ignore[operator]
+                B = (W - d).mean(0)
                 for i, w in enumerate(W):
                     U, s, Vh = torch.linalg.svd(w - B, full_matrices=False)
-                    d[i] = U @ torch.diag((s - 0.1 * s[0]).clamp(min=0)) @ Vh
-            out[n] = (B + sum(d) / t).float()  # type: ignore[operator]
+                    d[i] = U @ torch.diag((s - mu).clamp(min=0)) @ Vh
+            out[n] = (B + d.mean(0)).float()
         return out or dict(theta)
 
     return step
@@ -277,13 +279,13 @@ REFERENCES: dict[str, tuple[Callable[[], Step], set[str]]] = {
 }
 
 
-# ---- one measurement a process ----------------------------------------------------------------------------------------
+# ---- one measurement a process
 def measure(rule: str, tasks: int, side: str) -> dict[str, Any]:
     layers, (reference, needs) = LAYERS.get(rule, ALL), REFERENCES[rule]
     theta0 = draw(0, layers, "theta0")
     before, spent = psutil.Process().memory_info().rss, 0.0
     if side == "ours":
-        pretrained = Weights.of(theta0)
+        pretrained, began = Weights.of(theta0), 0.0
 
         def recordings() -> Iterator[Recording]:
             nonlocal began
@@ -295,7 +297,6 @@ def measure(rule: str, tasks: int, side: str) -> dict[str, Any]:
                 began = time.perf_counter()
                 yield known
 
-        began = 0.0
         served = theta0
         for task in merge_stream(Registry.load().rules[rule](), pretrained, recordings()):
             spent += time.perf_counter() - began
@@ -345,8 +346,9 @@ def main() -> None:
                 print(f"{row}  {late}: over {options.limit:g} s", flush=True)
                 break  # more tasks take longer
             x, y = torch.tensor(a["probe"]), torch.tensor(b["probe"])
-            print(f"{row} {a['seconds']:9.3f} {b['seconds']:9.3f} {b['seconds'] / a['seconds']:10.2f} "
-                  f"{a['peak_mb']:8.0f} {b['peak_mb']:8.0f} {float((x - y).norm() / y.norm()):10.1e}", flush=True)  # fmt: skip
+            seconds = f"{a['seconds']:9.3f} {b['seconds']:9.3f} {b['seconds'] / a['seconds']:10.2f}"
+            memory = f"{a['peak_mb']:8.0f} {b['peak_mb']:8.0f}"
+            print(f"{row} {seconds} {memory} {float((x - y).norm() / y.norm()):10.1e}", flush=True)
 
 
 if __name__ == "__main__":

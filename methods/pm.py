@@ -85,24 +85,6 @@ class ClosedFormAlpha(Rule):
         return h + D * (D.spread(alpha) if self.per_module else float(alpha))
 
 
-@rule("pm_alpha_oracle")
-class OracleAlpha(Rule):
-    """The best of 11 alphas in [0, 1] and 1/t on validation images of all tasks seen (which were trained on): the
-    ceiling of any scalar rule, and not a continual learner.
-    """
-
-    data = "oracle"
-
-    def merge(self, task: Task) -> Weights:
-        """Try them all; the smaller alpha wins a tie."""
-        D = task.trained - task.served
-        tried = sorted({1.0 / task.t, *(i / 10 for i in range(11))}) if task.t > 1 else [1.0]
-        accuracy = {alpha: task.accuracy(task.served + D * alpha) for alpha in tried}
-        best = max(tried, key=lambda alpha: accuracy[alpha])
-        task.log(alpha=best, validation_accuracy=accuracy[best])
-        return task.served + D * best
-
-
 PAPER = "arXiv:2505.22389"
 method("pm", "perturb+pm_alpha@merged", title="P&M", paper=PAPER, about="perturbation and closed-form alpha")
 method("lora_m", "plain+pm_alpha@merged", title="P&M, no perturbation", paper=PAPER, status="variant")
@@ -111,4 +93,4 @@ method("pm_average", "perturb+average@merged", title="P&M, 1/t", paper=PAPER, st
 method(
     "pm_per_module", "perturb+pm_alpha@merged:per_module=true", title="P&M, per module", paper=PAPER, status="variant"
 )
-method("pm_oracle", "perturb+pm_alpha_oracle@merged", title="P&M, oracle alpha", paper=PAPER, status="oracle")
+method("pm_oracle", "perturb+oracle_scalar@merged", title="P&M, oracle alpha", paper=PAPER, status="oracle")

@@ -352,20 +352,6 @@ def test_flat_directions_and_no_direction(per_module: bool) -> None:
     assert task.scalars["flat"] == 0
 
 
-def test_the_oracle_picks_the_best_of_its_grid_and_the_smaller_on_a_tie() -> None:
-    models = Models.draw(6)
-    task = models.task(2, models.thetas[0])
-    assert close(rule("oracle_scalar").merge(task), task.served + (task.trained - task.served) * 0.3)
-    assert task.scalars["alpha"] == pytest.approx(0.3)
-
-    class Flat(Toy):
-        def accuracy(self, weights: Weights) -> float:
-            return 0.5
-
-    flat = Flat(2, *[models.theta_0] * 3, models.thetas[0])
-    assert rule("oracle_scalar").merge(flat).digest() == models.theta_0.digest()
-
-
 # ---- P&M: the perturbation -----------------------------------------------------------------------------------------
 @property_test
 @given(seeds, st.floats(0.01, 2))

@@ -166,7 +166,7 @@ def test_importing_changes_no_global_state_and_the_fast_path_loads_no_torch() ->
 def test_the_harness_names_no_plugin(registry: Registry) -> None:
     keys = set(registry.methods) | set(registry.rules) | set(registry.trainers)
     # "plain" is the base class's own key; the others are words that the harness uses for other things.
-    keys -= {"plain", "last", "joint", "average", "experts", "frozen"}
+    keys -= {"plain", "last", "joint", "average", "experts", "frozen", "fisher"}
     for file in sorted((ROOT / "bench").rglob("*.py")):
         text = file.read_text()
         found = {key for key in keys if re.search(rf"""['"]{re.escape(key)}['"]""", text)}

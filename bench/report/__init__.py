@@ -12,8 +12,10 @@ from pydantic import field_validator
 from bench.config import Section, read_yaml
 from bench.errors import UserError, unknown
 from bench.record import read_records
-from bench.report import contrasts, tables
+from bench.report import contrasts, factorial, regret, tables
+from bench.report.factorial import FactorialConfig
 from bench.report.frame import Row, detailed_rows, labelled
+from bench.report.regret import RegretConfig
 from bench.store import write_atomic
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class ReportConfig(Section):
     methods: list[str] = []  #: order of the rows; others follow, best A_last first
     columns: list[str] = list(tables.DEFAULT_COLUMNS)
     families: list[contrasts.Family] = []
+    factorial: FactorialConfig | None = None  #: two tables and a heat map in place of one table
+    regret: RegretConfig | None = None
 
     @field_validator("columns")
     @classmethod
@@ -109,13 +113,18 @@ def build_report(
     others = len(known) - len(mine)
     notes = [f"{others} cells under other protocols are not in this report."] if others else []
     notes += [f"Damaged and not counted: {row['id']} ({row['reason']})." for row in every if row["status"] == "damaged"]
-    return Report(config, rows, tables.blocks(rows, config.methods), contrasts.evaluate(config.families, rows), notes)
+    if config.factorial:
+        blocks = factorial.blocks(config.factorial, rows, config.methods)
+    else:
+        blocks = tables.blocks(rows, config.methods)
+    return Report(config, rows, blocks, contrasts.evaluate(config.families, rows), notes)
 
 
 def write_report(
     results_dir: Path, out_dir: Path, report_yaml: Path | None = None, stale: Collection[str] = frozenset()
 ) -> list[Path]:
-    """Write ``table.{md,tex,csv}``, ``accuracy_over_tasks.{png,pdf}`` and, where declared, ``contrasts.{md,csv}``.
+    """Write ``table.{md,tex,csv}``, ``accuracy_over_tasks.{png,pdf}`` and, where declared, ``contrasts.{md,csv}``,
+    ``heatmap.{md,csv,png,pdf}`` (then no accuracy over tasks: too many lines) and ``regret.{md,csv,png,pdf}``.
 
     Returns the files written. Raises as :func:`build_report`. There is no figure when no cell has been measured.
     """
@@ -129,9 +138,19 @@ def write_report(
     }
     if report.config.families:
         files |= {"contrasts.md": report.contrasts.markdown(), "contrasts.csv": report.contrasts.csv()}
-    labels = list(dict.fromkeys(line["label"] for block in report.blocks for line in block.lines))
-    figures = accuracy_over_tasks(report.rows, labels)
-    files |= {f"accuracy_over_tasks.{kind}": data for kind, data in figures.items()}
+    figures: dict[str, dict[str, bytes]] = {}
+    if report.config.factorial:
+        maps = factorial.heat_maps(report.config.factorial, report.rows)
+        files |= {"heatmap.md": factorial.markdown(maps), "heatmap.csv": factorial.csv(maps)}
+        figures["heatmap"] = factorial.figure(maps)
+    else:
+        labels = list(dict.fromkeys(line["label"] for block in report.blocks for line in block.lines))
+        figures["accuracy_over_tasks"] = accuracy_over_tasks(report.rows, labels)
+    if report.config.regret:
+        lost = regret.evaluate(report.config.regret, report.rows)
+        files |= {"regret.md": lost.markdown(), "regret.csv": lost.csv()}
+        figures["regret"] = regret.figure(lost)
+    files |= {f"{name}.{kind}": data for name, figure in figures.items() for kind, data in figure.items()}
     for name, data in files.items():
         write_atomic(out_dir / name, data)
     return [out_dir / name for name in files]

@@ -72,7 +72,7 @@ def accuracy_over_tasks(rows: Sequence[Row], labels: Sequence[str]) -> dict[str,
         notes = footnotes(measured)
         if notes:
             figure.supxlabel("\n".join(notes), fontsize=7, x=0.01, ha="left")
-        return {"png": _saved(figure, "png", dpi=200), "pdf": _saved(figure, "pdf", metadata={"CreationDate": None})}
+        return rendered(figure)
 
 
 def _points(stream: Sequence[Row]) -> dict[str, list[Any]]:
@@ -136,6 +136,11 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     room = max(0.0, 1 - gap * (len(places) - 1))
     closed = isotonic_regression([place - gap * i for i, place in enumerate(places)], y_min=0.0, y_max=room)
     return [float(place) + gap * i for i, place in enumerate(closed)]
+
+
+def rendered(figure: Any) -> dict[str, bytes]:
+    """The figure as ``{"png": ..., "pdf": ...}``, the same bytes every time."""
+    return {"png": _saved(figure, "png", dpi=200), "pdf": _saved(figure, "pdf", metadata={"CreationDate": None})}
 
 
 def _saved(figure: Any, kind: str, **options: Any) -> bytes:

@@ -18,6 +18,11 @@ from bench.store import write_atomic
 
 COSTS = ("train_s_alone", "train_s_spent", "merge_s", "eval_s", "wall_s", "opt_steps", "peak_mb", "carried_bytes")
 BLOCK = ("dataset", "n_tasks", "protocol", "eval_split")
+SPLITS = {
+    "val": "Split val: the validation part is kept out of training and evaluated on.",
+    "test_heldout": "Split test_heldout: the validation part is kept out of training, the test set is evaluated on.",
+}
+OF_METHOD = ("title", "method_status", "frozen", "keeps_images", "trainer", "rule")
 MEASURED = ("done", "stale")
 PLAIN = "plain+"  # the part of a variant that the method grammar lets one leave out
 COLUMNS = (*COORDINATES, "status", *metrics.COLUMNS, *COSTS, "digest")
@@ -46,13 +51,16 @@ def rows(records: Iterable[Record], stale: Collection[str] = frozenset(), eval_s
 def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset()) -> list[Row]:
     """The rows of every split with what tables and figures need beyond the contract.
 
-    Adds ``id, eval_split, title, method_status, frozen, reason, seconds`` (training alone plus merging) and the values
-    of :func:`bench.metrics.more`. ``frozen`` marks a baseline whose trainer adapts nothing but the heads.
+    Adds ``id, eval_split, reason, seconds`` (training alone plus merging), ``carried_image_bytes``, ``scalars`` (what
+    the rule logged, a dict a task), :data:`OF_METHOD` and the values of :func:`bench.metrics.more`. ``frozen`` marks a
+    baseline whose trainer adapts nothing but the heads; ``trainer`` and ``rule`` are dicts of key and options.
     """
     out = []
     for record in records:
         method, totals = record.get("method") or {}, record.get("totals") or {}
-        train, merge, trainer = totals.get("train_s_alone"), totals.get("merge_s"), method.get("trainer")
+        train, merge = totals.get("train_s_alone"), totals.get("merge_s")
+        trainer, rule, data = (_dict(method.get(name)) for name in ("trainer", "rule", "data"))
+        image_bytes = totals.get("carried_image_bytes", 0) if totals else None
         out.append(
             _row(record, stale)
             | {
@@ -60,9 +68,13 @@ def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset(
                 "eval_split": record["coordinates"].get("eval_split"),
                 "title": method.get("title"),
                 "method_status": method.get("status"),
-                "frozen": method.get("status") == "baseline"
-                and isinstance(trainer, dict)
-                and trainer.get("adapt") is False,
+                "frozen": method.get("status") == "baseline" and trainer.get("adapt") is False,
+                # Declared by the class; an option can make it keep none.
+                "keeps_images": data.get("keeps_images") is True and image_bytes != 0,
+                "trainer": trainer | {"data": data.get("training")} if trainer else None,
+                "rule": rule or None,
+                "carried_image_bytes": image_bytes,
+                "scalars": [_dict(_dict(task).get("scalars")) for task in _list(record.get("tasks"))],
                 "reason": record.get("reason"),
                 "seconds": None if train is None or merge is None else train + merge,
             }
@@ -75,13 +87,14 @@ def labelled(rows: Iterable[Row]) -> list[Row]:
     """Copies of the rows with ``label``: the shortest of key, ``key@start`` and variant that is unique in its stream.
 
     The label ends with the mark of :data:`MARKS` where the method's status has one. A damaged record that has lost its
-    method block takes title, status and ``frozen`` from its repeats, so that no row loses its mark.
+    method block takes :data:`OF_METHOD` from its repeats, so that no row loses its mark.
     """
     rows = [dict(row) for row in rows]
     for group in grouped(rows, ("method",)).values():
         whole = next((row for row in group if row["method_status"] is not None), group[0])
         for row in group:
-            row |= {name: whole[name] for name in ("title", "method_status", "frozen")}
+            if row["method_status"] is None:
+                row |= {name: whole[name] for name in OF_METHOD}
     for group in grouped(rows, (*BLOCK, "method")).values():
         variants = {row["variant"]: row["start"] for row in group}
         starts_differ = len(set(variants.values())) == len(variants)
@@ -155,6 +168,14 @@ def _row(record: Record, stale: Collection[str]) -> Row:
     row: Row = {name: coordinates.get(name) for name in COORDINATES}
     row |= {"status": status} | metrics.row(record)
     return row | {name: totals.get(name) for name in COSTS} | {"digest": record.get("digest")}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _by_coordinates(row: Row) -> tuple[tuple[int, Any], ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.report.frame import BLOCK, MEASURED, Row, csv_text, footnotes, grouped, matches, stream_title
+from bench.report.frame import BLOCK, MEASURED, SPLITS, Row, csv_text, footnotes, grouped, matches, stream_title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,10 @@ HEADERS = {
     "seconds": "Time (s)",
     "peak_mb": "Peak memory (MB)",
     "carried_bytes": "Carried",
+    "carried_image_bytes": "of it images",
 }
+BYTES = ("carried_bytes", "carried_image_bytes")
+KEEPS_IMAGES = "Keeps images of past tasks"
 DEFAULT_COLUMNS = ("a_last", "avg_acc", "learn_acc", "forgetting", "forgetting_taskaware", "seconds", "carried_bytes")
 TERMINAL_COLUMNS = ("a_last", "avg_acc", "learn_acc", "forgetting", "seconds", "carried_bytes")  # 100 characters wide
 LATEX = {
@@ -57,12 +60,14 @@ LATEX = {
 class Block:
     """One stream's table: ``lines`` hold a method's identity, ``n``, status counts and (mean, sd) under each metric.
 
-    ``notes`` are on this stream alone; :func:`legend` is what every table needs.
+    ``notes`` are on this stream alone; :func:`legend` is what every table needs. Methods that keep images of past tasks
+    have a block of their own, whose table shows the bytes of them.
     """
 
     title: str
     lines: list[dict[str, Any]]
     notes: list[str]
+    keeps_images: bool = False
 
     def all_notes(self) -> list[str]:
         """The notes, the legend and each label's full variant: a printed table must stand alone."""
@@ -70,25 +75,27 @@ class Block:
         return [*self.notes, *legend(self.lines), f"Spelled out: {spelled}."]
 
 
-def blocks(rows: Iterable[Row], order: Sequence[str] = ()) -> list[Block]:
-    """Summaries of :func:`labelled` rows, one a (dataset, T, protocol, split); no row is hidden.
+def blocks(rows: Iterable[Row], order: Sequence[str] = (), about: str = "") -> list[Block]:
+    """Summaries of :func:`labelled` rows, one a (dataset, T, protocol, split), and one more where methods keep images
+    of past tasks; no row is hidden.
 
     Args:
         rows: cells whose coordinates are known.
         order: selectors (see :func:`matches`) in the order of the table. What none of them means follows, best A_last
             first.
+        about: which methods these are, for the titles.
     """
-    return [_block(group, order) for group in grouped(rows, BLOCK).values()]
+    return [block for group in grouped(rows, BLOCK).values() for block in _blocks(group, order, about)]
 
 
-def _block(rows: list[Row], order: Sequence[str]) -> Block:
+def _blocks(rows: list[Row], order: Sequence[str], about: str) -> list[Block]:
     def place(line: dict[str, Any]) -> tuple[int, float]:
         rank = next((i for i, selector in enumerate(order) if matches(selector, line)), len(order))
         mean = line["a_last"][0]
         return rank, float("inf") if mean is None else -mean
 
     lines = sorted((_line(group) for group in grouped(rows, ("method", "variant")).values()), key=place)
-    notes = []
+    notes = [SPLITS[rows[0]["eval_split"]]] if rows[0]["eval_split"] in SPLITS else []
     frozen = [line for line in lines if line["frozen"] and line["forgetting"][0] is not None]
     for line in frozen:
         notes.append(
@@ -97,7 +104,13 @@ def _block(rows: list[Row], order: Sequence[str]) -> Block:
         )
     if not frozen:
         notes.append("No frozen backbone was run here, so forgetting has nothing to be read against.")
-    return Block(stream_title(rows[0]), lines, notes)
+    title = ". ".join(text for text in (stream_title(rows[0]), about) if text)
+    found = []
+    for keeps, head in ((False, title), (True, f"{title}. {KEEPS_IMAGES}")):
+        mine = [line for line in lines if line["keeps_images"] == keeps]
+        if mine:
+            found.append(Block(head, mine, notes, keeps))
+    return found
 
 
 def legend(lines: Iterable[dict[str, Any]]) -> list[str]:
@@ -116,6 +129,7 @@ def _line(rows: list[Row]) -> dict[str, Any]:
     line = {name: rows[0][name] for name in names}
     line |= {"n": len(measured), "cells": len(rows)}
     line |= {status: sum(row["status"] == status for row in rows) for status in ("failed", "damaged", "stale")}
+    line["keeps_images"] = any(row["keeps_images"] for row in measured or rows)
     return line | {name: _mean_sd([row.get(name) for row in measured]) for name in HEADERS}
 
 
@@ -125,6 +139,17 @@ def _mean_sd(values: Sequence[float | None]) -> tuple[float | None, float | None
     if not known or len(known) < len(values):
         return None, None
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean and its 95 % t interval over independent repeats (at least one); no interval of a single repeat."""
+    from scipy.stats import t
+
+    mean, n = statistics.fmean(values), len(values)
+    if n == 1:
+        return mean, None, None
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+    return mean, mean - half, mean + half
 
 
 def _number(value: tuple[float | None, float | None]) -> str:
@@ -137,7 +162,7 @@ def _number(value: tuple[float | None, float | None]) -> str:
 
 
 def _cell(name: str, value: tuple[float | None, float | None]) -> str:
-    if name != "carried_bytes" or value[0] is None:
+    if name not in BYTES or value[0] is None:
         return _number(value)
     from rich.filesize import decimal
 
@@ -153,6 +178,8 @@ def printed(block: Block, columns: Sequence[str]) -> pd.DataFrame:
     """The one frame of strings behind Markdown, LaTeX and the terminal."""
     import pandas as pd
 
+    if block.keeps_images:
+        columns = list(dict.fromkeys([*columns, *BYTES]))
     data = [
         {"Method": line["label"], "Start": line["start"], "n": str(line["n"])}
         | {HEADERS[name]: _cell(name, line[name]) for name in columns}
@@ -199,7 +226,7 @@ def _latex_cell(text: str) -> str:
 def table_csv(blocks: Sequence[Block]) -> str:
     """All metrics of all streams, unrounded: ``<metric>_mean`` and ``<metric>_sd``; ``footnote`` explains the mark."""
     identity = (*BLOCK, "label", "method", "variant", "start", "title", "method_status")
-    counted = ("n", "cells", "failed", "damaged", "stale")
+    counted = ("n", "cells", "failed", "damaged", "stale", "keeps_images")
     values = [f"{name}_{part}" for name in HEADERS for part in ("mean", "sd")]
     rows = []
     for line in (line for block in blocks for line in block.lines):
