@@ -77,11 +77,11 @@ def test_a_replay_is_resumed_skipped_and_another_rule_is_another_cell(ran: Path,
     assert "clmerge run digits-T2" in done.output  # where the weights are from
 
 
-def test_timm_alone_reads_what_was_served_and_counts_the_same(ran: Path) -> None:
-    folder = weights_of(ran, "average")
+def a_last_by_timm_alone(folder: Path, weights: Path) -> float:
+    """Percent right among all classes, with nothing of ours but the dataset's arrays."""
     config, told = load_dataset_config("digits", []), yaml.safe_load((folder / "replay.yaml").read_text())
     model = timm.create_model(told["backbone"]["model"], num_classes=0, **told["backbone"]["options"]).eval()
-    model.load_state_dict(load_file(folder / "served_2.safetensors"))
+    model.load_state_dict(load_file(weights))
     heads = [load_file(folder / f"head_{t}.safetensors") for t in (1, 2)]
     weight, bias = (torch.cat([head[name] for head in heads]) for name in ("weight", "bias"))
     dataset = load_dataset(config, ROOT / "data")
@@ -90,7 +90,32 @@ def test_timm_alone_reads_what_was_served_and_counts_the_same(ran: Path) -> None
         columns = (model(x) @ weight.T + bias).argmax(1)
     order = torch.tensor([label for task in told["tasks"] for label in task])
     right = (order[columns] == torch.from_numpy(dataset.test_labels.copy())).sum()
-    assert 100 * int(right) / len(x) == pytest.approx(rows(ran)["plain+average@pretrained"]["a_last"])
+    return 100 * int(right) / len(x)
+
+
+def test_timm_alone_reads_what_was_served_and_counts_the_same(ran: Path) -> None:
+    folder = weights_of(ran, "average")
+    served = a_last_by_timm_alone(folder, folder / "served_2.safetensors")
+    assert served == pytest.approx(rows(ran)["plain+average@pretrained"]["a_last"])
+
+
+@pytest.mark.parametrize("rule", ["average", "ties:density=0.3"])
+def test_two_files_of_a_run_merged_from_the_shell_are_what_the_rule_serves(
+    ran: Path, tmp_path: Path, rule: str
+) -> None:
+    folder, merged = weights_of(ran, "average"), tmp_path / "merged.safetensors"
+    tasks = [str(folder / f"task_{t}.safetensors") for t in (1, 2)]
+    # TIES trims a share of what it is given, and a run gives it only what LoRA adapts: q, k and v are one tensor to timm.
+    done = clmerge("merge", "--method", rule, "--pretrained", str(folder / "pretrained.safetensors"), "--tasks", *tasks,
+                   "-o", str(merged), results=tmp_path)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    a_last = a_last_by_timm_alone(folder, merged)
+    if rule == "average":
+        expected = load_file(folder / "served_2.safetensors")
+        assert all(torch.equal(x, expected[name]) for name, x in load_file(merged).items())
+        assert a_last == pytest.approx(rows(ran)["plain+average@pretrained"]["a_last"])
+    else:
+        assert 10 < a_last < 100
 
 
 # ---- ten lines of timm and PEFT, and nothing of ours --------------------------------------------------------------
