@@ -13,6 +13,7 @@ from typing import Any, get_args
 import click
 
 from bench import __version__
+from bench.code import ROOT
 from bench.commands.check import check
 from bench.commands.import_ import import_
 from bench.commands.merge import merge
@@ -21,7 +22,7 @@ from bench.commands.table import print_table, stale_ids, table_rows
 from bench.config import EvalSplit, SuiteConfig
 from bench.errors import UserError
 from bench.options import asked_suite, common, grid
-from bench.registry import ROOT, Registry, plugin_places
+from bench.registry import Registry, plugin_places
 
 
 class _Group(click.Group):

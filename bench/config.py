@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 import pydantic
 import yaml
 
+from bench.code import ROOT
 from bench.errors import UserError, unknown
-from bench.registry import ROOT
 
 PROTOCOLS = ROOT / "bench" / "protocols"
 DATASETS = ROOT / "datasets"

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from bench.registry import ROOT
+from bench.code import ROOT
 
 
 @cache

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bench.code import code_of_class, code_of_modules
 from bench.config import (
     DATASETS,
     DatasetConfig,
@@ -23,7 +24,7 @@ from bench.data.dataset import availability, prepared_key
 from bench.errors import UserError
 from bench.method import Start
 from bench.order import boundaries, class_order
-from bench.registry import Method, Registry, code_of_class, code_of_modules
+from bench.registry import Method, Registry
 from bench.store import key_of
 
 TRAINING_CODE = (

@@ -6,7 +6,6 @@ to override it: ``pm``, ``pm:eps=0.3``, ``average@merged``, ``perturb+ties@previ
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -17,16 +16,15 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import pydantic
 
+from bench.code import ROOT
 from bench.errors import UserError, unknown
 from bench.method import START, NamedMethod, Plugin, Rule, Start, Trainer, take_declared
 
-ROOT = Path(__file__).resolve().parent.parent
 ENTRY_POINTS = "clmerge.plugins"
 _of_entry_points: dict[str, list[type[Plugin] | NamedMethod]] = {}
 SPELLING = re.compile(r"(?:(?P<trainer>[\w-]+)\+)?(?P<name>[\w-]+)(?:@(?P<start>\w*))?(?::(?P<options>.*))?")
@@ -361,52 +359,3 @@ def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:
         if path not in places:
             places.append(path)
     return places
-
-
-# ---- code versions -----------------------------------------------------------------------------------------------
-def code_of_class(cls: type) -> str:
-    """Hash of a plugin class's code: the class, and the functions, constants and helper classes of its file;
-    docstrings, comments, other trainers and rules and ``method(...)`` lines do not count.
-    """
-    module = sys.modules[cls.__module__]
-    file = getattr(module, "__file__", None)
-    if cls in (Trainer, Rule):
-        return "plain"  # the base classes' code is part of the harness's own hash
-    wanted = {c.__name__ for c in cls.__mro__}
-    kept = []
-    for node in _parsed(Path(file)).body if file else []:
-        if isinstance(node, ast.ClassDef) and node.name not in wanted:
-            other = getattr(module, node.name, None)
-            if isinstance(other, type) and issubclass(other, Plugin):
-                continue
-        if isinstance(node, ast.Expr):
-            continue
-        kept.append(ast.dump(node))
-    return hashlib.blake2b("\n".join(kept).encode(), digest_size=8).hexdigest()
-
-
-@cache
-def code_of_modules(*files: str) -> str:
-    """Hash of harness files (relative to ``bench/``; a folder stands for its ``*.py``), docstrings out."""
-    paths = [p for name in files for p in (sorted((ROOT / "bench" / name).glob("*.py")) or [ROOT / "bench" / name])]
-    text = "\n".join(ast.dump(_parsed(path)) for path in paths)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _parsed(path: Path) -> ast.Module:
-    return _without_docstrings(path.read_text(encoding="utf-8"))
-
-
-@lru_cache(maxsize=256)
-def _without_docstrings(source: str) -> ast.Module:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
-    return tree

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bench.backbone import Backbone
+from bench.code import code_of_modules
 from bench.config import ProtocolConfig
 from bench.errors import UserError
 from bench.heads import Head, concatenate, new_head
 from bench.method import Gram, Rule, Start
-from bench.registry import code_of_modules
 from bench.seeds import numpy_rng, torch_rng
 from bench.statistics import LABELLED, PER_SAMPLE, balanced_sample, diagonal_fisher, gram
 from bench.store import Store, key_of

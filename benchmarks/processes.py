@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 from statistics import median
 
+from bench.code import ROOT
 from bench.config import SuiteConfig
 from bench.grid import expand
-from bench.registry import ROOT, Registry
+from bench.registry import Registry
 
 METHODS = ["finetune", "pm"]
 DATA = ROOT / "data"

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.backbone import Backbone, Frozen, Full, LoRA, SplitQKV
+from bench.code import ROOT
 from bench.config import ImageConfig, ProtocolConfig, load_dataset_config, load_protocol, weights_file
 from bench.errors import UserError
 from bench.evaluate import predict
 from bench.heads import new_head
 from bench.method import Trainer
 from bench.pretrain import pretrain
-from bench.registry import ROOT
 from bench.stream import Stream
 from bench.train import train
 from bench.weights import Weights

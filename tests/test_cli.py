@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import cli
-from bench.registry import ROOT
+from bench.code import ROOT
 
 DATA = ROOT / "data"
 TINY = [

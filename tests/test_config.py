@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.code import ROOT
 from bench.config import for_dataset, load_protocol, load_suite
 from bench.errors import UserError
 from bench.grid import expand, parse_seeds
 from bench.plan import pack
-from bench.registry import ROOT, Registry
+from bench.registry import Registry
 
 
 def test_an_override_stands_above_per_dataset() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.code import ROOT, code_of_class, code_of_modules
 from bench.errors import UserError
 from bench.method import Rule
-from bench.registry import ROOT, Registry, code_of_class, code_of_modules
+from bench.registry import Registry
 
 TUNED = {"ewc": {"lam": 30.0}}
 RULE = "from bench.method import Rule, method, option, rule\n\n@rule({key!r})\nclass R(Rule):\n    {body}\n"
