@@ -309,7 +309,8 @@ def merge_stream(
         task.served = served = rule.merge(task)
         if not bool(torch.isfinite(served.vector).all()):
             raise FloatingPointError(f"rule {rule.key} served non-finite weights after task {t}")
-        previous = known.trained
+        if start == "previous":  # else nothing of it is needed any more
+            previous = known.trained
         yield task
 
 
