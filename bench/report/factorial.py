@@ -7,6 +7,7 @@ an option that only follows the start (a task vector's zero, say) makes no row o
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -260,7 +261,9 @@ def figure(maps: Sequence[HeatMap]) -> dict[str, bytes]:
     from bench.report.figures import rendered
 
     means = [cell.interval[0] for one in maps for cell in one.cells.values() if cell.values]
-    scale = ScalarMappable(Normalize(min(means), max(max(means), min(means) + 1)), matplotlib.colormaps["cividis"])
+    # Most cells are close: one rule that falls far behind must not take the colours from all others.
+    low = max(min(means), max(means) - 3 * (max(means) - statistics.median(means)) - 1)
+    scale = ScalarMappable(Normalize(low, max(max(means), low + 1)), matplotlib.colormaps["cividis"])
     width = max(len(one.columns) for one in maps) * CELL[0] + 2.6
     heights = [(sum(map(len, one.sections.values())) + 0.8 * len(one.sections)) * CELL[1] + 1.3 for one in maps]
     with matplotlib.rc_context({"pdf.fonttype": 42, "font.size": 8, "hatch.linewidth": 0.6}):
@@ -268,7 +271,8 @@ def figure(maps: Sequence[HeatMap]) -> dict[str, bytes]:
         panels = drawn.subplots(len(maps), 1, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
         for axes, one in zip(panels, maps, strict=True):
             _draw(axes, one, scale)
-        bar = drawn.colorbar(scale, ax=list(panels), fraction=0.03, pad=0.015, aspect=40)
+        below = "min" if low > min(means) else "neither"
+        bar = drawn.colorbar(scale, ax=list(panels), fraction=0.03, pad=0.015, aspect=40, extend=below)
         bar.set_label("$A_{last}$ (%)")
         bar.outline.set_visible(False)
         return rendered(drawn)
