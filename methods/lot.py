@@ -11,10 +11,10 @@ theta_0 stays. At full rank and lam = 1 this is RegMean (arXiv:2212.09849) with 
 
 We found no public code: the formulas are derived from the objective. What it leaves open, and our choice: lam 1 and 64
 unlabelled images of each task; eigenvalues of the summed Gram matrix under 1e-6 of the largest count as 0; a bias
-weighs by the rows of its own layer's weight; T_k is measured from theta_0 wherever training began, since X_k T_k has to
-give what theta*_k gives (`delta=increment` would fit the last step of it); tensors of no such layer (embeddings, or, of recorded weights, those that
-no Gram matrix is given for: `without_gram` in the record counts these) get the plain mean of their task vectors. The
-two sums are carried, in float64.
+weighs by the rows of its own layer's weight; tensors of no such layer (embeddings, or, of recorded weights, those that
+no Gram matrix is given for: `without_gram` in the record counts these) get the plain mean of their task vectors. T_k is
+measured from theta_0 wherever training began, since X_k T_k has to give what theta*_k gives (`delta=increment` would
+fit the last step of it). The two sums are carried, in float64.
 """
 
 from __future__ import annotations
