@@ -88,7 +88,7 @@ def test_validation_and_held_out_cells_share_trainings_and_nothing_with_the_full
 
 def test_the_shipped_suites_have_the_axes_and_repeats_of_the_factorial() -> None:
     suite = load_suite("factorial")
-    assert (suite.trainers, suite.start) == (["plain", "perturb", "ewc"], ["pretrained", "previous", "merged"])
+    assert (suite.trainers, suite.start) == (["plain", "perturb"], ["pretrained", "previous", "merged"])
     assert {load_suite(name).seeds for name in ("factorial", "rules", "regret")} == {"3-7"}
     assert load_suite("regret").eval_split == "test_heldout"
 

@@ -61,7 +61,8 @@ class Dies(Rule):
         os._exit(1)
 '''
 DRIVER = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it, and so are we
 from pathlib import Path
 from bench.config import SuiteConfig
 from bench.grid import expand
@@ -207,11 +208,11 @@ def test_interrupted_and_killed_runs_leave_nothing_and_go_on(tmp_path: Path, plu
         assert within(240, lambda: merging_second(results))
         job, began = merging_second(results), time.monotonic()
         running.process.send_signal(signal.SIGINT)
-        said, noise = running.process.communicate(timeout=60)  # seconds on a quiet machine
+        said, noise = running.process.communicate(timeout=20)
         assert running.process.returncode == 130, noise
         assert said == "interrupted with 0 of 2 runs finished\n"
         assert running.all_gone_within(0.5)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 20
 
     with driver(results, plugins, methods, seeds, tmp_path) as running:
         assert within(240, lambda: merging_second(results, job_differs_from=job))
