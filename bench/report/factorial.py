@@ -301,6 +301,8 @@ def _draw(axes: Any, one: HeatMap, scale: Any) -> None:
     axes.set(xlim=(0, right), ylim=(y, 0))
     axes.set_title(f"{stream_title(one.stream)}\ntrainer, and where training of a task starts", fontsize=9, pad=40)
     caption = f"{one.caption} Dash: not run. Hatched: cells failed."
+    if any(cell.values and cell.interval[0] < scale.norm.vmin for cell in one.cells.values()):
+        caption += " The darkest colour stands for all that lies below the bar."
     characters = int((right * CELL[0] + 1) * 17)
     axes.text(0, -0.02, textwrap.fill(caption, characters), transform=axes.transAxes, va="top", fontsize=6.5)
     axes.set_axis_off()
