@@ -307,7 +307,7 @@ def merge_stream(
             known.grams, seed,
         )  # fmt: skip
         task.served = served = rule.merge(task)
-        if not bool(torch.isfinite(served.vector).all()):
+        if not bool(torch.isfinite(served.vector.sum(dtype=torch.float64))):  # one pass, no copy
             raise FloatingPointError(f"rule {rule.key} served non-finite weights after task {t}")
         if start == "previous":  # else nothing of it is needed any more
             previous = known.trained
