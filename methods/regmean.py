@@ -48,7 +48,8 @@ class RegMean(Rule):
         moments |= {name: self._regular(g.sum / g.rows) for name, g in grams.items() if g.sum.dim() == 2}
         self.G, self.M = accumulate(self.G, self.M, moments, task.trained - task.pretrained)
         task.log(without_gram=sum(g is one for g in moments.values()))
-        moved = solved(self.G, self.M, lambda G, M: torch.linalg.solve(G, M, left=False))
+        # Not linalg.solve: MKL's LU of a batch fails or hangs with more than one thread (torch 2.15). G is definite.
+        moved = solved(self.G, self.M, lambda G, M: torch.cholesky_solve(M.mT, torch.linalg.cholesky(G)).mT)
         return task.pretrained + task.pretrained.with_tensors(moved)
 
     def _regular(self, G: Tensor) -> Tensor:
