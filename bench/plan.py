@@ -82,8 +82,6 @@ def make_plan(
             if finished:
                 plan.partial[cell.id] = finished
             todo = [key for t, key in cell.train_keys.items() if t > finished and not store.has("train", key)]
-            if "replay" in cell.request:
-                todo = []  # trained elsewhere
             plan.trainings_alone += len(todo)
             needed |= set(todo)
     plan.trainings = len(needed)

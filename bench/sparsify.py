@@ -27,8 +27,9 @@ def draw(like: Weights, p: float, rng: Callable[[str], np.random.Generator]) -> 
     import torch
 
     def one(name: str, view: Tensor) -> Tensor:
-        generator = torch.Generator(view.device).manual_seed(int(rng(name).integers(2**62)))
-        return torch.rand(view.numel(), generator=generator, device=view.device) < p
+        # On the CPU, whose generator is another than a GPU's: the mask must not depend on where the weights lie.
+        generator = torch.Generator().manual_seed(int(rng(name).integers(2**62)))
+        return (torch.rand(view.numel(), generator=generator) < p).to(view.device)
 
     return torch.cat([one(name, view) for name, view in like.items()])
 
