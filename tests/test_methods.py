@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
-from toy import REGISTRY, SHAPES, Golden, Models, Toy, chain, close, noise, property_test, rule, seeds, trainer
+from toy import (
+    REGISTRY,
+    Golden,
+    Models,
+    chain,
+    close,
+    property_test,
+    reloaded,
+    rule,
+    seeds,
+    trainer,
+)
 
-from bench.backbone import Backbone, LoRA
+from bench.backbone import Backbone
 from bench.config import ProtocolConfig
 from bench.errors import UserError
-from bench.grid import cell_of
-from bench.memory import nbytes, pack, unpack
-from bench.method import Plugin, Rule, Trainer
-from bench.minimise import minimise
-from bench.store import Store, load_tensors, save_tensors
+from bench.memory import nbytes
+from bench.method import Rule, Trainer
+from bench.store import Store
 from bench.stream import Stream
 from bench.task import LiveTask, RecordedTask, merge_recorded
 from bench.train import Learnt, train
 from bench.weights import Weights
 
+TRM = REGISTRY.rules["trm"]
 Record = Callable[[str, object], None]
 
 
@@ -159,18 +166,6 @@ def test_degenerate_inputs_give_finite_weights(key: str) -> None:
             assert all(torch.equal(w.vector[50:], same.vector[50:]) for w in served)
 
 
-def reloaded(plugin: Plugin, folder: Path) -> Any:
-    """A fresh plugin with the memory of this one, through the file that a resumed run reads."""
-    tensors, tree = pack(plugin)
-    save_tensors(folder / "memory.safetensors", tensors, {"tree": tree})
-    kept = load_tensors(folder / "memory.safetensors")
-    assert kept is not None
-    fresh = type(plugin)(**{name: getattr(plugin, name) for name in plugin.options()})
-    fresh.begin(plugin.pretrained)
-    unpack(fresh, kept[0], kept[1]["tree"], plugin.pretrained)
-    return fresh
-
-
 @every_rule
 def test_memory_saved_and_loaded_between_tasks_changes_no_bit(key: str, tmp_path: Path) -> None:
     models = Models.draw(1)
@@ -247,458 +242,6 @@ def test_defaults_of_delta_by_start() -> None:
     deltas = {s: REGISTRY.resolve(f"task_arithmetic@{s}").rule_options["delta"]
               for s in ("pretrained", "previous", "merged")}  # fmt: skip
     assert deltas == {"pretrained": "increment", "previous": "total", "merged": "increment"}
-
-
-# ---- P&M: the coefficient ------------------------------------------------------------------------------------------
-def alphas(models: Models, **options: Any) -> tuple[list[Weights], list[dict[str, float]]]:
-    told: list[dict[str, float]] = []
-    return merge_recorded(rule("pm_alpha", **options), models.theta_0, models.thetas, models.fishers, told), told
-
-
-@property_test
-@given(seeds, st.floats(-3, 3))
-def test_running_sums_are_the_sum_over_stored_tasks(seed: int, exponent: float) -> None:
-    models = Models.draw(seed)
-    models.fishers = [f * 10**exponent for f in models.fishers]
-    served, told = alphas(models, clamp=False)
-    h = models.theta_0
-    for t in range(4):
-        D, pairs = models.thetas[t] - h, list(zip(models.thetas, models.fishers, strict=True))[: t + 1]
-        raw = -sum((h - theta).dot(H * D) for theta, H in pairs) / sum(D.dot(H * D) for _, H in pairs)
-        assert told[t]["alpha_raw"] == pytest.approx(raw, rel=1e-8)
-        h = h + D * raw
-        assert close(served[t], h, 1e-8)
-    assert told[0]["alpha_raw"] == 1.0
-
-
-@property_test
-@given(seeds, st.booleans())
-def test_alpha_minimises_the_quadratic_on_a_fine_grid(seed: int, clamp: bool) -> None:
-    models = Models.draw(seed)
-    served, told = alphas(models, clamp=clamp)
-    h = models.theta_0
-    for t in range(4):
-        D, pairs = models.thetas[t] - h, list(zip(models.thetas, models.fishers, strict=True))[: t + 1]
-        grid = np.linspace(0, 1, 401) if clamp else np.linspace(-2, 3, 401)
-        points = h.vector + torch.from_numpy(grid)[:, None] * D.vector
-        Q = sum((points - theta.vector) ** 2 @ H.vector for theta, H in pairs)
-        assert abs(grid[int(torch.as_tensor(Q).argmin())] - told[t]["alpha"]) <= (grid[1] - grid[0]) / 2 + 1e-9
-        h = served[t]
-    if clamp:
-        assert all(row["alpha"] == min(max(row["alpha_raw"], 0), 1) for row in told)
-
-
-@property_test
-@given(seeds, st.floats(1e-6, 1e6))
-def test_a_common_factor_of_all_fishers_cancels(seed: int, factor: float) -> None:
-    models = Models.draw(seed)
-    scaled = replace(models, fishers=[f * factor for f in models.fishers])
-    for options in ({"clamp": False}, {"per_module": True}, {"scale": "trace"}):
-        one, other = alphas(models, **options), alphas(scaled, **options)
-        assert [r["alpha_raw"] for r in one[1]] == pytest.approx([r["alpha_raw"] for r in other[1]], rel=1e-9)
-        assert close(one[0][-1], other[0][-1], 1e-9)
-
-
-@property_test
-@given(seeds)
-def test_the_same_fisher_for_all_tasks_gives_one_over_t_and_the_average(seed: int) -> None:
-    models = Models.draw(seed)
-    served, told = alphas(replace(models, fishers=[models.fishers[0]] * 4))
-    assert [r["alpha_raw"] for r in told] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4], rel=1e-10)
-    for got, mean in zip(served, chain(rule("average"), models), strict=True):
-        assert close(got, mean, 1e-10)
-
-
-def test_trace_scaling_undoes_a_factor_of_one_task() -> None:
-    models = Models.draw(3)
-    lopsided = replace(models, fishers=[f * c for f, c in zip(models.fishers, (1, 100, 1e-3, 7), strict=True)])
-    even, plain = (alphas(lopsided, scale=s, clamp=False)[0][-1] for s in ("trace", "none"))
-    assert close(even, alphas(models, scale="trace", clamp=False)[0][-1], 1e-10)
-    assert not close(plain, even, 1e-2)
-
-
-def test_per_module_is_an_alpha_for_each_tensor_and_global_where_there_is_one() -> None:
-    models = Models.draw(4)
-    served, _ = alphas(models, per_module=True, clamp=False)
-
-    def only(name: str) -> Models:
-        cut = [Weights.of({name: w.tensors()[name]}) for w in (models.theta_0, *models.thetas, *models.fishers)]
-        return Models(cut[0], cut[1:5], cut[5:])
-
-    for name in SHAPES:
-        alone, _ = alphas(only(name), per_module=False, clamp=False)
-        torch.testing.assert_close(served[-1].tensors()[name], alone[-1].tensors()[name], rtol=1e-10, atol=1e-12)
-        assert close(alphas(only(name), per_module=True, clamp=False)[0][-1], alone[-1], 1e-14)
-    assert not close(served[-1], alphas(models, clamp=False)[0][-1], 1e-2)
-
-
-@pytest.mark.parametrize("per_module", [False, True])
-def test_flat_directions_and_no_direction(per_module: bool) -> None:
-    models = Models.draw(5)
-    zero = models.theta_0.zeros()
-    served, told = alphas(replace(models, fishers=[zero] * 4), per_module=per_module)
-    assert [r["alpha"] for r in told] == pytest.approx([1 / t for t in (1, 2, 3, 4)])
-    assert all(r["flat"] == 1 for r in told)
-    assert close(served[-1], chain(rule("average"), models)[-1])
-    still = replace(models, thetas=[models.thetas[0]] * 4)
-    served, told = alphas(still, per_module=per_module)
-    assert served[1].digest() == served[2].digest() == served[0].digest()
-    # D is zero up to the rounding of h + (theta - h), so theta = h is asked for exactly:
-    alpha = rule("pm_alpha", per_module=per_module)
-    alpha.begin(models.theta_0)
-    task = Toy(1, models.theta_0, models.theta_0, models.theta_0, models.theta_0, {}, {"empirical": models.fishers[0]})
-    assert alpha.merge(task).digest() == models.theta_0.digest()
-    assert task.scalars["alpha"] == 0
-    assert task.scalars["flat"] == 0
-
-
-# ---- P&M: the perturbation -----------------------------------------------------------------------------------------
-@property_test
-@given(seeds, st.floats(0.01, 2))
-def test_the_mean_of_the_three_losses_is_the_second_order_formula(seed: int, eps: float) -> None:
-    start, theta, best, H = noise(seed), noise(seed + 1), noise(seed + 2), noise(seed + 3) ** 2
-    perturb, rng, delta = trainer("perturb", eps=eps), np.random.default_rng(seed), theta - start
-
-    def loss(w: Weights) -> float:
-        return (w - best).dot(H * (w - best)) / 2
-
-    points = [perturb.weights(theta, start, rng) for _ in range(60)]
-    losses = sorted({round(loss(p), 9): loss(p) for p in points}.values())
-    assert len(losses) == 3  # no other point than these
-    for sign in (-1, 0, 1):
-        assert any(close(p, theta + delta * (sign * eps), 1e-10) for p in points)
-    expected = loss(theta) + eps**2 / 3 * delta.dot(H * delta)
-    assert sum(losses) / 3 == pytest.approx(expected, rel=1e-9)
-
-
-def test_the_three_draws_are_equally_likely() -> None:
-    perturb, rng = trainer("perturb", eps=0.5), np.random.default_rng(0)
-    start, theta = noise(0).zeros(), noise(0) * 0 + 1
-    draws = np.array([float(perturb.weights(theta, start, rng).vector[0]) for _ in range(3000)])
-    for value in (0.5, 1.0, 1.5):
-        assert abs((draws == value).mean() - 1 / 3) < 0.03
-
-
-def test_the_gradient_flows_through_the_scaled_difference() -> None:
-    perturb, rng, start = trainer("perturb", eps=0.5), np.random.default_rng(0), noise(0)
-    seen = set()
-    for _ in range(20):
-        theta = noise(1).map(lambda v: v.requires_grad_())
-        perturb.weights(theta, start, rng).sum().backward()
-        assert theta.vector.grad is not None
-        [slope] = set(theta.vector.grad.tolist())
-        seen.add(slope)
-    assert seen == {0.5, 1.0, 1.5}
-
-
-@property_test
-@given(seeds, st.floats(0.01, 2))
-def test_gaussian_noise_has_deltas_norm_in_every_tensor(seed: int, eps: float) -> None:
-    start = noise(seed)
-    theta = start + noise(seed + 1, 0.1)
-    theta = theta.map(lambda v: torch.cat([v[:50], start.vector[50:]]))  # two tensors have not moved
-    gauss, rng = trainer("gauss", eps=eps), np.random.default_rng(seed)
-    moved = [gauss.weights(theta, start, rng) - theta for _ in range(30)]
-    for step in moved:
-        if not bool(step.vector.any()):
-            continue
-        torch.testing.assert_close(step.norms(), eps * (theta - start).norms(), rtol=1e-9, atol=1e-12)
-        assert not bool(step.vector[50:].any())
-        assert abs(step.dot(theta - start)) < 0.95 * step.norm() * (theta - start).norm()  # not Delta's direction
-    assert len({step.digest() for step in moved}) > 2
-
-
-def test_gaussian_noise_where_nothing_has_moved_is_finite_with_its_gradient() -> None:
-    gauss, rng, start = trainer("gauss", eps=0.5), np.random.default_rng(0), noise(0, dtype=torch.float32)
-    for _ in range(6):
-        theta = start.map(lambda v: v.clone().requires_grad_())
-        point = gauss.weights(theta, start, rng)
-        assert torch.equal(point.vector.detach(), start.vector)
-        (point * point).sum().backward()
-        assert theta.vector.grad is not None
-        assert bool(torch.isfinite(theta.vector.grad).all())
-
-
-# ---- EWC -----------------------------------------------------------------------------------------------------------
-def begun(models: Models, upto: int, **options: Any) -> Any:
-    """EWC after the first ``upto`` tasks."""
-    ewc = trainer("ewc", **options)
-    ewc.begin(models.theta_0)
-    for t in range(1, upto + 1):
-        ewc.learnt(models.task(t, models.theta_0))
-    return ewc
-
-
-def explicit(theta: Weights, pairs: list[tuple[Weights, Weights]], lam: float) -> Tensor:
-    """lam/2 sum_i F_i (theta - theta_i)^2, from what a method with O(T) memory would have stored."""
-    return lam / 2 * sum((((theta - anchor) ** 2) * F).sum() for anchor, F in pairs)  # type: ignore[return-value]
-
-
-@property_test
-@given(seeds, st.integers(0, 4), st.floats(0.01, 1e4))
-def test_ewcs_running_sums_are_the_sum_over_stored_tasks(seed: int, upto: int, lam: float) -> None:
-    models = Models.draw(seed)
-    ewc = begun(models, upto, lam=lam)
-    pairs = list(zip(models.thetas, models.fishers, strict=True))[:upto]
-    values, gradients = [], []
-    for penalty in (ewc.penalty, lambda w: explicit(w, pairs, lam)):
-        theta = noise(seed + 50).map(lambda v: v.requires_grad_())
-        value = penalty(theta) + 0 * theta.sum()
-        value.backward()
-        values.append(value.item())
-        gradients.append(theta.vector.grad)
-    assert values[0] == pytest.approx(values[1], rel=1e-9)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9 * lam)
-
-
-def test_ewcs_gradient_reaches_loras_factors_through_the_dense_weight() -> None:
-    models = Models.draw(1)
-    names = ("a", "b")  # the matrices
-    cut = [Weights.of({n: w.tensors()[n] for n in names}) for w in (models.theta_0, *models.thetas, *models.fishers)]
-    pairs = list(zip(cut[1:4], cut[5:8], strict=True))
-    ewc = trainer("ewc", lam=3.0)
-    ewc.begin(cut[0])
-    for t, (theta, F) in enumerate(pairs, 1):
-        ewc.learnt(RecordedTask(t, cut[0], cut[0], cut[0], theta, {}, {"empirical": F}))
-    gradients = []
-    for penalty in (ewc.penalty, lambda w: explicit(w, pairs, 3.0)):
-        generator = torch.Generator().manual_seed(0)
-        factors = {n: (torch.randn(2, SHAPES[n][1], generator=generator, dtype=torch.float64),
-                       torch.randn(SHAPES[n][0], 2, generator=generator, dtype=torch.float64))
-                   for n in names}  # fmt: skip
-        lora = LoRA(factors, cut[0], 0.5)
-        penalty(lora.weights()).backward()
-        gradients.append([p.grad for p in lora.parameters])
-    assert len(gradients[0]) == 4
-    for got, expected in zip(*gradients, strict=True):
-        assert bool(expected.any())
-        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-
-
-@property_test
-@given(seeds, st.floats(0.1, 1))
-def test_online_ewc_is_separate_at_the_second_task_and_decays_afterwards(seed: int, gamma: float) -> None:
-    models, theta = Models.draw(seed), noise(seed + 50)
-    one, other = (begun(models, 1, lam=2.0, form=f) for f in ("separate", "online"))
-    assert float(one.penalty(theta)) == pytest.approx(float(other.penalty(theta)), rel=1e-12)
-    later = begun(models, 3, lam=2.0, form="online", gamma=gamma)
-    F = models.fishers[0] * gamma**2 + models.fishers[1] * gamma + models.fishers[2]
-    assert float(later.penalty(theta)) == pytest.approx(float(explicit(theta, [(models.thetas[2], F)], 2.0)), rel=1e-9)
-
-
-@property_test
-@given(seeds, st.integers(1, 4))
-def test_online_ewc_and_its_gradient_vanish_at_the_anchor(seed: int, upto: int) -> None:
-    models = Models.draw(seed)
-    ewc = begun(models, upto, lam=5.0, form="online", gamma=0.9)
-    theta = models.thetas[upto - 1].map(lambda v: v.clone().requires_grad_())
-    value = ewc.penalty(theta)
-    value.backward()
-    assert theta.vector.grad is not None
-    scale = float(ewc.penalty(models.theta_0))
-    assert abs(value.item()) < 1e-12 * scale
-    assert float(theta.vector.grad.abs().max()) < 1e-12 * scale
-    assert float(ewc.penalty(models.thetas[upto - 1] + 0.01)) > 0
-
-
-def test_ewcs_memory_is_two_vectors_and_survives_a_file(tmp_path: Path) -> None:
-    models = Models.draw(2)
-    for form in ("separate", "online"):
-        ewc = begun(models, 3, lam=1.0, form=form)
-        assert nbytes(ewc) == 2 * models.theta_0.nbytes
-        assert float(reloaded(ewc, tmp_path).penalty(noise(9))) == float(ewc.penalty(noise(9)))
-
-
-def test_a_stored_training_of_ewc_is_named_after_its_fishers_sample() -> None:
-    request = {"dataset": "digits", "n_tasks": 2, "protocol": "embedded", "method": "ewc", "class_order_seed": 0,
-               "run_seed": 0, "eval_split": "test"}  # fmt: skip
-    few, many = (cell_of({**request, "overrides": {"fisher_samples": n}}, REGISTRY, []) for n in (8, 2048))
-    assert few.train_keys[1] == many.train_keys[1]
-    assert few.train_keys[2] != many.train_keys[2]
-
-
-# ---- TRM: the subspace ---------------------------------------------------------------------------------------------
-TRM: Any = REGISTRY.rules["trm"]
-trajectory_basis: Callable[[Any], tuple[Tensor, Tensor]] = TRM.merge.__globals__["trajectory_basis"]
-Objective: Any = TRM.merge.__globals__["Objective"]
-
-
-def toy(seed: int = 0, t: int = 3, scale: float = 0.3) -> Toy:
-    """Task t where training moved by about ``scale`` in every entry."""
-    theta_0 = noise(seed, 0.5)
-    served = theta_0 + noise(seed + 1, scale)
-    models = Models(theta_0, [served + noise(seed + 2 + i, scale) for i in range(t)], [theta_0.zeros()] * t)
-    return models.task(t, served)
-
-
-def layers(basis: Tensor) -> Iterator[Tensor]:
-    """The basis (J, n_l) of each layer."""
-    yield from basis.split([int(np.prod(s)) for s in SHAPES.values()], dim=1)
-
-
-@pytest.mark.parametrize("t", [2, 3, 9])
-@property_test
-@given(seed=seeds)
-def test_trm_without_steps_is_the_running_average(t: int, seed: int) -> None:
-    task = toy(seed, t)
-    assert close(TRM(steps=0).merge(task), rule("average").merge(task), 1e-14)
-
-
-@property_test
-@given(seeds)
-def test_trms_basis_is_orthonormal_in_every_layer_and_spans_the_trajectory(seed: int) -> None:
-    task = toy(seed)
-    basis, s = trajectory_basis(task)
-    assert basis.shape == (5, 54)
-    candidates = [task.trained - task.served, task.served - task.pretrained]
-    candidates += [w - task.served for w in task.recorded["snapshots"][-2::-1]]
-    for i, (v, u) in enumerate(zip(layers(basis), zip(*(c.tensors().values() for c in candidates), strict=True),
-                                   strict=True)):  # fmt: skip
-        kept = s[:, i] != 0
-        torch.testing.assert_close(v @ v.T, torch.diag(kept.to(v)), rtol=0, atol=1e-6)
-        assert int(kept.sum()) == min(5, v.shape[1])  # layer c has four entries
-        torch.testing.assert_close(v[0], u[0].reshape(-1) / u[0].norm(), rtol=0, atol=1e-9)
-        assert set(s[:, i].tolist()) <= {0.0, float(s[0, i])}
-        assert float(s[0, i]) == pytest.approx(float(u[0].norm()))
-        for candidate in u:
-            flat = candidate.reshape(-1)
-            assert float((flat - v.T @ (v @ flat)).norm()) < 1e-3 * float(flat.norm())
-
-
-def test_trms_result_lies_in_the_span() -> None:
-    task = toy()
-    moved = TRM(steps=30).merge(task) - task.served
-    for v, delta in zip(layers(trajectory_basis(task)[0]), moved.tensors().values(), strict=True):
-        flat = delta.reshape(-1)
-        assert float((flat - v.T @ (v @ flat)).norm()) < 1e-9 * float(flat.norm())
-    average = rule("average").merge(task)
-    assert not close(task.served + moved, average, 1e-3)
-
-
-def test_duplicate_snapshots_drop_out_and_change_nothing() -> None:
-    task = toy()
-    first, second, third, last = task.recorded["snapshots"]
-    nearly = third + noise(3, 1e-9)
-    twice = replace_snapshots(task, [first, first, second, second, third, nearly, last, last])
-    (one, s_one), (two, s_two) = trajectory_basis(task), trajectory_basis(twice)
-    for i, (v, w) in enumerate(zip(layers(one), layers(two), strict=True)):
-        assert int((s_one[:, i] != 0).sum()) == int((s_two[:, i] != 0).sum())
-        torch.testing.assert_close(v.T @ v, w.T @ w, rtol=0, atol=1e-6)
-    assert close(TRM(steps=20).merge(twice), TRM(steps=20).merge(task), 1e-6)
-
-
-def replace_snapshots(task: Toy, snapshots: list[Weights]) -> Toy:
-    return Toy(task.t, task.pretrained, task.start, task.served, task.trained, {"snapshots": snapshots})
-
-
-def test_a_layer_that_training_left_alone_keeps_h() -> None:
-    task = toy()
-    keep = slice(30, 50)  # all of layer b
-    back = [w.map(lambda v: torch.cat([v[:30], task.served.vector[keep], v[50:]]))
-            for w in (task.trained, *task.recorded["snapshots"][:-1])]  # fmt: skip
-    still = Toy(task.t, task.pretrained, task.start, task.served, back[0], {"snapshots": [*back[1:], back[0]]})
-    merged = TRM(steps=5).merge(still)
-    assert torch.equal(merged.vector[keep], task.served.vector[keep])
-    assert not torch.equal(merged.vector[:30], task.served.vector[:30])
-    assert not bool(trajectory_basis(still)[1][:, 1].any())
-
-
-# ---- TRM: the objective --------------------------------------------------------------------------------------------
-def by_autograd(objective: Any, task: Toy, a: Tensor) -> dict[str, Tensor]:
-    """Gradients of the three terms on the first batch, L_grad's by double backward."""
-    r, (x, y) = objective.rule, next(task.batches(objective.rule.batch, 1, labelled=True))
-    target = "current" if r.grad_target == "current" else "fresh"
-    a = a.detach().clone().requires_grad_()
-    weights = objective.at(a)
-    align = cross_entropy(task.logits(weights, x), y)
-    teacher, student = (log_softmax(task.logits(w, x, "old") / r.tau, -1) for w in (task.served, weights))
-    cons = r.tau**2 * kl_div(student, teacher.detach(), log_target=True, reduction="batchmean")
-    measured = cross_entropy(task.logits(weights, x, target), y)
-    g = torch.autograd.grad(measured, a, create_graph=True)[0]
-    hinge = (1 - g.norm() / (r.rho * objective.g_ref)).clamp_min(0) ** 2
-    return {name: torch.autograd.grad(term, a, retain_graph=True)[0]
-            for name, term in (("align", align), ("cons", cons), ("grad", hinge))}  # fmt: skip
-
-
-@pytest.mark.parametrize("grad_target", ["current", "fresh_head"])
-@pytest.mark.parametrize(("lambda_c", "lambda_g"), [(0.0, 0.0), (0.7, 0.0), (0.0, 0.4), (1.3, 0.2)])
-def test_trms_gradient_is_that_of_its_three_terms(
-    lambda_c: float, lambda_g: float, grad_target: str, record_property: Record
-) -> None:
-    task = toy(scale=0.1)
-    r = TRM(batch=16, steps=1, lambda_c=lambda_c, lambda_g=lambda_g, rho=20.0, grad_target=grad_target)
-    basis, s = trajectory_basis(task)
-    objective = Objective(r, task, basis, s)
-    a = objective.initial + 0.3 * torch.randn(s.shape, generator=torch.Generator().manual_seed(1), dtype=s.dtype)
-    a = a.requires_grad_()
-    objective.loss(a, 0).backward()
-    assert a.grad is not None
-    if lambda_g:
-        zero = torch.zeros_like(s)
-        norms = [objective.g(zero, x, y).norm() for x, y in task.batches(16, 8, labelled=True)]
-        assert objective.g_ref == pytest.approx(float(torch.stack(norms).mean()))
-        assert objective.told["hinge_active"] == 1
-    else:
-        objective.g_ref = 1.0
-    terms = by_autograd(objective, task, a)
-    expected = terms["align"] + lambda_c * terms["cons"] + lambda_g * terms["grad"]
-    error = float((a.grad - expected).norm() / expected.norm())
-    record_property("relative_error", error)
-    assert error < (1e-4 if lambda_g else 1e-12)
-    assert all(float(term.norm()) > 1e-3 * float(terms["align"].norm()) for term in terms.values())
-
-
-def test_the_hessian_vector_product_by_differences_is_the_exact_one(record_property: Record) -> None:
-    task = toy(scale=0.1)
-    basis, s = trajectory_basis(task)
-    objective = Objective(TRM(batch=16, steps=1, lambda_c=0.0, lambda_g=1.0, rho=20.0), task, basis, s)
-    a = objective.initial.clone().requires_grad_()
-    objective.loss(a, 0).backward()
-    terms = by_autograd(objective, task, a)
-    assert a.grad is not None
-    error = float((a.grad - terms["align"] - terms["grad"]).norm() / terms["grad"].norm())
-    record_property("relative_error", error)
-    assert error < 1e-3
-
-
-def test_a_weight_of_zero_removes_its_term() -> None:
-    """Then nothing else about the term matters, to the last bit."""
-    task = toy()
-    for off, other in (({"lambda_c": 0.0}, {"tau": 7.0}), ({"lambda_g": 0.0}, {"rho": 50.0})):
-        one, two = TRM(steps=5, **off).merge(task), TRM(steps=5, **off, **other).merge(task)
-        assert one.digest() == two.digest()
-        on = dict.fromkeys(off, 1.0)
-        assert TRM(steps=5, rho=20.0, **on).merge(task).digest() != TRM(steps=5, rho=20.0, **off).merge(task).digest()
-
-
-def test_a_hinge_that_is_never_active_changes_no_bit() -> None:
-    told = []
-    for options in ({"lambda_g": 0.0}, {"rho": 0.0}, {"rho": 1e-9}, {"rho": 50.0}):
-        task = toy()
-        merged = TRM(steps=5, **options).merge(task)
-        told.append((merged.digest(), task.scalars.get("hinge_active")))
-    assert [d == told[0][0] for d, _ in told] == [True, True, True, False]
-    assert told[2][1] == 0
-    assert told[3][1] == 1
-
-
-def test_minimise_is_adam_and_returns_the_last_iterate() -> None:
-    def bowl(a: Tensor, step: int) -> Tensor:
-        return ((a - torch.tensor([1.0, -2.0])) ** 2).sum() * (1 + step % 2)
-
-    initial = torch.zeros(2)
-    assert torch.equal(minimise(bowl, initial, 0, 0.1), initial)
-    assert minimise(bowl, initial, 0, 0.1) is not initial
-    reference = torch.zeros(2, requires_grad=True)
-    adam = torch.optim.Adam([reference], lr=0.1)
-    for step in range(7):
-        adam.zero_grad()
-        bowl(reference, step).backward()
-        adam.step()
-    assert torch.equal(minimise(bowl, initial, 7, 0.1), reference.detach())
-    torch.testing.assert_close(minimise(bowl, initial, 400, 0.1), torch.tensor([1.0, -2.0]), rtol=0, atol=1e-2)
-    assert not bool(initial.any())
-    assert not initial.requires_grad
 
 
 # ---- on real images ------------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.method import Gram, Rule
+from bench.memory import pack, unpack
+from bench.method import Gram, Plugin, Rule
 from bench.registry import Registry
+from bench.store import load_tensors, save_tensors
 from bench.task import RecordedTask
 from bench.weights import Weights
 
@@ -31,6 +33,18 @@ def rule(key: str, **options: Any) -> Rule:
 
 def trainer(key: str, **options: Any) -> Any:
     return REGISTRY.trainers[key](**options)
+
+
+def reloaded(plugin: Plugin, folder: Path) -> Any:
+    """A fresh plugin with the memory of this one, through the file that a resumed run reads."""
+    tensors, tree = pack(plugin)
+    save_tensors(folder / "memory.safetensors", tensors, {"tree": tree})
+    kept = load_tensors(folder / "memory.safetensors")
+    assert kept is not None
+    fresh = type(plugin)(**{name: getattr(plugin, name) for name in plugin.options()})
+    fresh.begin(plugin.pretrained)
+    unpack(fresh, kept[0], kept[1]["tree"], plugin.pretrained)
+    return fresh
 
 
 def noise(seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Weights:
