@@ -11,7 +11,7 @@ GRID    = $(call flag,SUITE,suite) $(call flag,DATASETS,datasets) $(call flag,TA
 RUN     = $(GRID) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,EXECUTOR,executor) $(call flag,WORKERS,workers) \
           $(call flag,SHARD,shard) $(call flag,RERUN,rerun)
 
-.PHONY: setup bench plan report smoke test lint clean help
+.PHONY: setup bench plan tune report smoke test lint clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -30,6 +30,11 @@ bench: setup  ## run the grid and print the table (see README for DATASETS=, MET
 
 plan: setup  ## say what `make bench` would do
 	@$(BIN)/clmerge plan $(GRID)
+
+tune: setup  ## choose values on validation streams, one budget for all: make tune METHODS=... DATASETS=... OUT=tuned.yaml
+	@$(BIN)/clmerge tune $(call flag,METHODS,methods) $(call flag,DATASETS,datasets) $(call flag,TASKS,tasks) $(call flag,PROTOCOL,protocol) \
+	  $(call flag,TRIALS,trials) $(call flag,REPEATS,repeats) $(call flag,SPACE,space) $(call flag,OUT,out) $(call flag,EXECUTOR,executor) \
+	  $(call flag,WORKERS,workers) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,RESULTS,results) $(call flag,DATA,data)
 
 report: setup  ## write tables and figures of the results at hand to reports/out
 	@$(BIN)/clmerge report $(call flag,RESULTS,results)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ import torch
 from torch import Tensor
 
 from bench.backbone import Backbone
+from bench.config import shown_image
 from bench.data.dataset import load_dataset
 from bench.environment import environment
-from bench.evaluate import count, predict
+from bench.evaluate import count, predict, training_features
 from bench.grid import Cell
-from bench.heads import Head
+from bench.heads import Head, concatenate
 from bench.memory import nbytes
 from bench.method import Rule, Trainer
 from bench.record import FORMAT, counts_sha256
 from bench.replay import ReplayCell, keep_config, keep_task
 from bench.resume import Heartbeat, Progress, SoFar, resume, save
+from bench.serving import Classifier, Serving, serving_of
 from bench.store import Store, write_atomic
 from bench.stream import Stream, TaskData
 from bench.task import LiveTask
@@ -56,32 +59,34 @@ class Workbench:
 
     def stream(self, cell: Cell) -> Stream:
         """The cell's stream with its images on the device."""
-        place = (cell.n_tasks, cell.class_order_seed, cell.eval_split, cell.protocol.val_fraction, self.device)
+        protocol = cell.protocol
+        place = (cell.n_tasks, cell.class_order_seed, cell.eval_split, protocol.val_fraction, self.device)
+        order = (cell.task_classes, protocol.class_order)
         return self._keep(
             "stream",
-            (cell.dataset, place, cell.task_classes),
-            lambda: Stream(load_dataset(cell.dataset, self.data), *place, cell.task_classes),
+            (cell.dataset, protocol.image, place, order),
+            lambda: Stream(load_dataset(cell.dataset, self.data, protocol.image), *place, *order),
         )
 
     def predict(
-        self, cell: Cell, weights: Weights, heads: list[Head], tasks: list[TaskData]
+        self, cell: Cell, weights: Weights, classifier: Classifier, tasks: list[TaskData]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """:func:`bench.evaluate.predict`, once for equal bits: rules on one training agree on theta*_t and often on
         theta_hat_1.
         """
-        bits = [Weights.of({"w": h.weight, "b": h.bias}).digest() for h in heads]
-        key = (weights.digest(), *bits, *(task.t for task in tasks))
+        key = (weights.digest(), classifier.digest(), *(task.t for task in tasks))
         if key not in self._predicted:
             batch, stream = cell.protocol.eval_batch, self.stream(cell)
-            self._predicted[key] = predict(self.backbone(cell), weights, heads, stream, tasks, batch)
+            self._predicted[key] = predict(self.backbone(cell), weights, classifier, stream, tasks, batch)
         return self._predicted[key]
 
     def backbone(self, cell: Cell) -> Backbone:
         """The cell's pretrained model."""
-        key = (cell.protocol.backbone, cell.protocol.adapter, cell.dataset.image)
+        protocol, image = cell.protocol, shown_image(cell.protocol, cell.dataset)
+        key = (protocol.backbone, protocol.adapter, protocol.lora, protocol.augment, image)
         if isinstance(cell, ReplayCell):
             return self._keep("backbone", key, lambda: cell.make_backbone(self.device))
-        return self._keep("backbone", key, lambda: Backbone(cell.protocol, cell.dataset.image, self.device))
+        return self._keep("backbone", key, lambda: Backbone(protocol, image, self.device))
 
 
 def run_cell(cell: Cell, bench: Workbench, job: str = "", progress: Progress = lambda _: None) -> dict[str, Any]:
@@ -112,10 +117,8 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[st
     theta_0 = backbone.pretrained
     trainer.begin(theta_0)
     rule.begin(theta_0)
-    resumed = resume(cell, folder, trainer, rule, theta_0)
-    if resumed and cell.request.get("keep_weights"):
-        # What was begun without keeping its weights begins again.
-        resumed = resumed if (folder / "weights" / f"task_{len(resumed[0].counts)}.safetensors").exists() else None
+    serving = serving_of(cell.protocol, backbone.dim, backbone.device, cell.run_seed)
+    resumed = resume(cell, folder, trainer, rule, serving, theta_0)
     so_far, served, trained = resumed or (SoFar(), theta_0, theta_0)
     wall_before = so_far.wall_s
     if torch.cuda.is_available():
@@ -152,8 +155,13 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[st
 
         beat("evaluating", current.t)
         clock = time.perf_counter()
-        _evaluate(cell, bench, stream, current, rule, served, trained, so_far)
-        carried = nbytes(trainer) + nbytes(rule)
+        told = serving.fit(
+            stream.tasks[: current.t] if joint else [current], learnt.heads,
+            partial(training_features, backbone, served, stream, cell.protocol.eval_batch), trainer.softmax,
+        )  # fmt: skip
+        fitted, clock = time.perf_counter() - clock, time.perf_counter()
+        _evaluate(cell, bench, stream, current, rule, served, trained, serving, so_far)
+        carried = nbytes(trainer) + nbytes(rule) + serving.carried
         if cell.method.start == "previous" and not torch.equal(served.vector, trained.vector):
             carried += trained.nbytes
         so_far.carried_bytes = max(so_far.carried_bytes, carried)
@@ -163,12 +171,13 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[st
                 "t": current.t,
                 "classes": list(current.classes),
                 "onset": learnt.onset,
-                "scalars": task.scalars,
+                "scalars": task.scalars | told,
                 "seconds": {
                     "train_alone": learnt.seconds,
                     "train_spent": spent,
                     "statistics": task.seconds["statistics"],
                     "merge": merged,
+                    "head": fitted,
                     "eval": time.perf_counter() - clock,
                 },
                 "opt_steps": learnt.steps,
@@ -181,7 +190,7 @@ def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[st
             keep_task(folder / "weights", backbone, current.t, learnt, kept_start, served)
         so_far.wall_s = wall_before + time.perf_counter() - began
         if current.t < cell.n_tasks:
-            save(cell, folder, trainer, rule, so_far, served, trained)
+            save(cell, folder, trainer, rule, serving, so_far, served, trained)
             beat("finished", current.t, finished=current.t)
     if cell.request.get("keep_weights"):
         keep_config(folder / "weights", cell, [list(task.classes) for task in stream.tasks])
@@ -200,8 +209,7 @@ def _train_or_load(
         dense = {
             k: Weights(v.to(backbone.device), start.layout) for k, v in tensors.items() if not k.startswith("head")
         }
-        pairs = [(tensors[f"head.{i}.weight"], tensors[f"head.{i}.bias"]) for i in range(header["heads"])]
-        heads = [Head(w.to(backbone.device), b.to(backbone.device)) for w, b in pairs]
+        heads = [Head.of(tensors, backbone.device, f"head.{i}.") for i in range(header["heads"])]
         recorded = {k: [dense[f"{k}.{i}"].to("cpu") for i in range(n)] for k, n in header["recorded"].items()}
         return Learnt(dense["weights"], heads, header["steps"], header["seconds"], header["onset"], recorded), 0.0
     if kept is not None:  # by-products that others have asked for stay, lest two rules undo each other's in turn
@@ -213,7 +221,7 @@ def _train_or_load(
     if cell.chain_is_shared or current.t == 1:
         tensors = {"weights": learnt.weights.vector}
         for i, head in enumerate(learnt.heads):
-            tensors |= {f"head.{i}.weight": head.weight, f"head.{i}.bias": head.bias}
+            tensors |= head.tensors(f"head.{i}.")
         for kind, copies in learnt.recorded.items():
             tensors |= {f"{kind}.{i}": w.vector for i, w in enumerate(copies)}
         header = {
@@ -226,11 +234,11 @@ def _train_or_load(
 
 def _evaluate(
     cell: Cell, bench: Workbench, stream: Stream, current: TaskData, rule: Rule, served: Weights, trained: Weights,
-    so_far: SoFar,
+    serving: Serving, so_far: SoFar,
 ) -> None:  # fmt: skip
-    """Predictions and counts after task t, and of theta*_t on task t before merging."""
+    """Predictions and counts after task t, and of theta*_t with the heads as trained on task t before merging."""
     seen = stream.tasks[: current.t]
-    [all_alone], [own_alone] = bench.predict(cell, trained, so_far.heads, [current])
+    [all_alone], [own_alone] = bench.predict(cell, trained, concatenate(so_far.heads), [current])
     if rule.experts:  # each task by its own weights and head: earlier rows stay, and the true task is given
         past = so_far.predicted_taskaware[-1] if so_far.predicted_taskaware else None
         own = (
@@ -240,7 +248,7 @@ def _evaluate(
         )
         everywhere = within = [*own, own_alone]
     else:
-        everywhere, within = bench.predict(cell, served, so_far.heads, seen)
+        everywhere, within = bench.predict(cell, served, serving.classifier(so_far.heads), seen)
     for told, kept, table in (
         (everywhere, so_far.predicted, so_far.counts),
         (within, so_far.predicted_taskaware, so_far.counts_taskaware),
@@ -289,6 +297,7 @@ def _write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> di
             "train_s_alone": sum(s["train_alone"] for s in seconds),
             "train_s_spent": sum(s["train_spent"] for s in seconds),
             "merge_s": sum(s["merge"] for s in seconds),
+            "head_s": sum(s["head"] for s in seconds),
             "eval_s": sum(s["eval"] for s in seconds),
             "wall_s": so_far.wall_s,
             "opt_steps": sum(t["opt_steps"] + int(t["scalars"].get("merge_steps", 0)) for t in so_far.tasks),

@@ -15,11 +15,14 @@ import click
 from bench import __version__
 from bench.code import ROOT
 from bench.commands.check import check
+from bench.commands.data import data as data_commands
 from bench.commands.import_ import import_
 from bench.commands.merge import merge
 from bench.commands.replay import replay
 from bench.commands.table import print_table, stale_ids, table_rows
-from bench.config import EvalSplit, SuiteConfig
+from bench.commands.text import text
+from bench.commands.tune import tune
+from bench.config import EvalSplit, SuiteConfig, read_yaml
 from bench.errors import UserError
 from bench.options import asked_suite, common, grid
 from bench.registry import Registry, plugin_places
@@ -57,10 +60,11 @@ def _planned(
     from bench.plan import make_plan
     from bench.store import Store
 
-    suite, overrides = asked_suite(options)
+    suite = asked_suite(options)
     registry = Registry.load(plugins)
     folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
-    cells, blocked = expand(suite, registry, data, folders, overrides, options["class_order_seed"], options["run_seed"])
+    pinned = {name: options[name] for name in ("class_order_seed", "run_seed")}
+    cells, blocked = expand(suite, registry, data, folders, **pinned)
     for cell in cells if keep_weights else []:
         if cell.method.trainer.data == "seen":
             raise UserError(f"--keep-weights: {cell.method.key!r} has no task models to keep; leave it out")
@@ -122,7 +126,7 @@ def run(
         click.echo(describe(plan, suite, results, processes))
     failed: dict[str, str] = {}
     if trials:
-        preflight(plan, results)
+        preflight(plan, results, data)
         try:
             failed = execute(trials, execution, threads).failed
         except Interrupted as stop:
@@ -132,7 +136,7 @@ def run(
     if as_json:
         click.echo(json.dumps(table_rows(results, stale, suite.eval_split, ids), indent=1))
     else:
-        print_table(results, ids, stale, _report_yaml(suite))
+        print_table(results, ids, stale, _report_yaml(suite, plan.cells))
     if not quiet:
         click.echo(f"records: {results / 'runs'}\nreport:  clmerge report writes Markdown, LaTeX, CSV and figures")
     if failed:
@@ -140,10 +144,13 @@ def run(
         sys.exit(1)
 
 
-def _report_yaml(suite: SuiteConfig) -> Path | None:
-    """The suite's own report, else its protocol's, where there is one."""
-    files = [ROOT / "reports" / f"{name}.yaml" for name in (suite.key, suite.protocol)]
-    return next((file for file in files if file.is_file()), None)
+def _report_yaml(suite: SuiteConfig, cells: list[Any]) -> Path | None:
+    """The suite's own report, else its protocol's, where there is one about the protocol that was run."""
+    from bench.report import ReportConfig
+
+    ran = {cell.protocol.variant_of or cell.protocol.key for cell in cells}
+    files = [ROOT / "reports" / f"{name}.yaml" for name in (suite.key, *ran)]
+    return next((f for f in files if f.is_file() and ran <= {read_yaml(f, ReportConfig).protocol}), None)
 
 
 @cli.command()
@@ -333,7 +340,7 @@ def cache_prune(results: Path, data: Path, plugins: tuple[Path, ...], quiet: boo
     click.echo(f"{results / 'cache'}: {len(files)} artifacts, {size / 1e6:.1f} MB deleted")
 
 
-for command in (replay, import_, check, merge):
+for command in (data_commands, text, replay, import_, check, merge, tune):
     cli.add_command(command)
 
 

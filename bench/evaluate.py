@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from bench.backbone import Backbone
-from bench.heads import Head, concatenate
 from bench.stream import Stream, TaskData
 from bench.weights import Weights
 
 
 @torch.inference_mode()
 def predict(
-    backbone: Backbone, weights: Weights, heads: Sequence[Head], stream: Stream, tasks: Sequence[TaskData], batch: int
-) -> tuple[list[Tensor], list[Tensor]]:
+    backbone: Backbone, weights: Weights, classifier: Callable[[Tensor], Tensor], stream: Stream,
+    tasks: Sequence[TaskData], batch: int,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Predicted columns of every test image of ``tasks``, in one pass.
 
     Args:
         backbone: gives the forward pass.
         weights: the served weights.
-        heads: of all tasks seen so far, in order; ``heads[i]`` belongs to ``stream.tasks[i]``.
+        classifier: logits (b, columns) of features (b, D) over the classes of all tasks seen, in order.
         stream: gives the images.
         tasks: whose test images are predicted.
         batch: images a forward pass.
 
     Returns:
-        Per task, int64 (m,) on the CPU: argmax over all classes seen, and argmax within the true task. Logits are
-        float32; ties go to the lowest column.
+        Per task, int64 (m,) on the CPU: argmax over all classes seen, and argmax within the true task. Logits are the
+        classifier's; ties go to the lowest column.
     """
-    head = concatenate(heads)
     lengths = [len(task.test) for task in tasks]
     index = torch.cat([task.test for task in tasks])
-    logits = torch.cat([head(backbone.features(weights, stream.test_images[part])) for part in index.split(batch)])
+    parts = (backbone.features(weights, stream.test_images[part]) for part in index.split(batch))
+    logits = torch.cat([classifier(features) for features in parts])
     everywhere, within = [], []
     for task, mine in zip(tasks, logits.split(lengths), strict=True):
         everywhere.append(mine.argmax(1).cpu())
@@ -47,3 +47,13 @@ def count(predicted: Tensor, stream: Stream, task: TaskData) -> tuple[int, int]:
     """(correct, total) of the predictions for one task's test images."""
     truth = stream.test_columns[task.test].cpu()
     return int((predicted == truth).sum()), len(truth)
+
+
+@torch.no_grad()
+def training_features(
+    backbone: Backbone, weights: Weights, stream: Stream, batch: int, task: TaskData
+) -> tuple[Tensor, Tensor]:
+    """Features (n, D) float32 of a task's training images as they are shown at test, and their columns (n,)."""
+    parts = task.train.split(batch)
+    x = torch.cat([backbone.features(weights, stream.train_images[part]).float() for part in parts])
+    return x, stream.train_columns[task.train]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -19,18 +21,32 @@ from bench.config import (
     for_dataset,
     load_dataset_config,
     load_protocol,
+    shown_image,
 )
 from bench.data.dataset import availability, prepared_key
 from bench.errors import UserError
 from bench.method import Start
 from bench.order import boundaries, class_order
+from bench.per_method import check_names, for_method
 from bench.registry import Method, Registry
 from bench.store import key_of
+from bench.text_rows import check_rows, rows_digest
+from bench.weights_files import check_weights, weights_digest
 
 TRAINING_CODE = (
-    "train.py", "backbone.py", "heads.py", "stream.py", "order.py", "weights.py", "seeds.py", "method.py", "data",
+    "train.py", "backbone.py", "heads.py", "text_rows.py", "stream.py", "order.py", "weights.py", "seeds.py",
+    "method.py", "data/images.py", "data/transforms.py", "data/autoaugment.py",
 )  # fmt: skip
-MERGING_CODE = ("task.py", "statistics.py", "evaluate.py", "minimise.py", "sparsify.py", "spectral.py", "exemplars.py")
+MERGING_CODE = (
+    "task.py", "statistics.py", "evaluate.py", "serving.py", "minimise.py", "sparsify.py", "spectral.py",
+    "exemplars.py",
+)  # fmt: skip
+#: of a protocol: words, and what is applied to the other fields before a cell is made
+NO_IDENTITY = {
+    "key", "title", "about", "base", "inferred", "tuned", "per_dataset", "per_method", "tuning", "variant_of",
+    "seconds_per_step",
+}  # fmt: skip
+TRAINING_FIELDS = {"backbone", "adapter", "image", "augment", "train", "threads"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,7 @@ class Cell:
 
     dataset: DatasetConfig
     n_tasks: int
-    protocol: ProtocolConfig  #: with this dataset's overrides applied
+    protocol: ProtocolConfig  #: with this dataset's and this method's overrides applied
     method: Method
     class_order_seed: int
     run_seed: int
@@ -49,13 +65,10 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """Readable, and ending in a hash of everything that defines the cell (but not of any code)."""
-        about = {"title", "about"}
         identity = key_of(
-            prepared_key(self.dataset),
+            prepared_key(self.dataset, self.protocol.image),
             self.n_tasks,
-            self.protocol.model_dump(
-                mode="json", exclude={*about, "key", "tuned", "per_dataset", "variant_of", "seconds_per_step"}
-            ),
+            self.protocol.model_dump(mode="json", exclude=NO_IDENTITY),
             self.method.identity(),
             self.class_order_seed,
             self.run_seed,
@@ -111,9 +124,15 @@ class Cell:
         """
         code, protocol = self.code(), self.protocol
         trainer = self.method.identity()["trainer"]
+        # linear, ncm, ridge and refit train the same heads
+        head = {"text"} if protocol.head.kind == "zero_shot" else {"init_std"}
         base = [
-            prepared_key(self.dataset),
-            protocol.model_dump(mode="json", include={"backbone", "adapter", "train", "head", "threads"}),
+            prepared_key(self.dataset, protocol.image),
+            protocol.model_dump(mode="json", include=TRAINING_FIELDS),
+            protocol.lora.model_dump(mode="json") if protocol.adapter == "lora" else None,
+            protocol.head.model_dump(mode="json", include=head),
+            weights_digest(protocol),
+            rows_digest(protocol.head) if protocol.head.kind == "zero_shot" else None,
             trainer,
             code["train"],
             self.run_seed,
@@ -125,7 +144,7 @@ class Cell:
         # What a trainer remembers comes from the tasks before, by way of their statistics.
         memory = [protocol.fisher_samples, code["method"]] if self.method.trainer.states() else None
         borders = [columns.stop for columns in boundaries(self.dataset.classes, self.n_tasks)]
-        order = class_order(self.dataset.classes, self.class_order_seed)
+        order = class_order(self.dataset.classes, self.class_order_seed, protocol.class_order)
         joint = self.method.trainer.data == "seen"
         for t in self.trained_tasks:
             classes = order[: borders[t - 1]] if joint or t == 1 else order[borders[t - 2] : borders[t - 1]]
@@ -158,7 +177,8 @@ class Cell:
         """Optimiser steps of all trainings, estimated from the dataset's counts."""
         images = self.dataset.train * (1 - self.protocol.val_fraction if self.held_out else 1.0)
         per_task = images if self.method.trainer.data == "seen" else images / self.n_tasks
-        return len(self.trained_tasks) * self.protocol.train.epochs * math.ceil(per_task / self.protocol.train.batch)
+        train = self.protocol.train
+        return len(self.trained_tasks) * train.epochs * train.passes * math.ceil(per_task / train.batch)
 
 
 def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
@@ -211,50 +231,120 @@ def expand(
 ) -> tuple[list[Cell], dict[str, str]]:
     """Every cell of a suite, each checked, without duplicates; and the datasets that ``all`` left out.
 
+    ``overrides`` stand above those of the suite.
+
     Raises:
         UserError: an unknown name, a task count that does not fit, a dataset that is named and not there, ...
     """
-    protocol = load_protocol(suite.protocol, overrides)
-    blocked: dict[str, str] = {}
-    names: list[str] = []
-    for name in suite.datasets:
-        if name == "all":
-            here, blocked = all_datasets(data, folders)
-            names += here
-        else:
-            names.append(name)
+    here, blocked = all_datasets(data, folders) if "all" in suite.datasets else ([], {})
+    named = [name for name in suite.datasets if name != "all"]
+    datasets = {name: _stream_dataset(name, suite, data, folders) for name in dict.fromkeys([*named, *here])}
+    repeats = [
+        (repeat if class_order_seed is None else class_order_seed, repeat if run_seed is None else run_seed)
+        for repeat in parse_seeds(suite.seeds)
+    ]
+    starts: list[Start | None] = [*suite.start] or [None]
+    trainers: list[str | None] = [*suite.trainers] or [None]
     cells: dict[str, Cell] = {}
-    for name in dict.fromkeys(names):
-        dataset = load_dataset_config(name, folders)
-        if dataset.role != "stream":
-            raise UserError(f"datasets: {name!r} is for pre-training the backbone, not a stream")
-        why_not = availability(dataset, data)
-        if why_not is not None:
-            raise UserError(f"dataset {name!r} is not on this machine: {why_not}")
-        for n_tasks in suite.tasks or dataset.tasks[:1]:
-            if not 1 <= n_tasks <= dataset.classes:
-                raise UserError(
-                    f"tasks: {n_tasks} tasks do not fit {name!r}, which has {dataset.classes} classes; "
-                    f"use 1 to {dataset.classes}"
-                )
-            adapted = for_dataset(protocol, dataset.key)
-            starts: list[Start | None] = [*suite.start] or [None]
-            trainers: list[str | None] = [*suite.trainers] or [None]
+    load = cache(load_protocol_of(registry, suite, repeats))
+    for name, dataset in datasets.items():
+        for preset, chosen in product(suite.protocols or [dataset.protocol], suite.alternatives()):
+            changes = {**chosen, **(overrides or {})}
+            adapted = for_dataset(load(preset, json.dumps(changes, sort_keys=True)), dataset.key)
+            try:
+                _check_backbone(adapted, dataset)
+            except UserError as error:
+                if name in named:
+                    raise
+                blocked[name] = str(error)  # "all" is what can run here
+                continue
             for spelling, trainer, start in product(suite.methods, trainers, starts):
-                method = registry.resolve(spelling, adapted.tuned, start, trainer=trainer)
-                for repeat in parse_seeds(suite.seeds):
-                    order = repeat if class_order_seed is None else class_order_seed
-                    run = repeat if run_seed is None else run_seed
+                method, own, entry = for_method(registry, adapted, changes, spelling, start, trainer)
+                _refuse(method, own, dataset)
+                for n_tasks, (order, run) in product(suite.tasks or dataset.tasks[:1], repeats):
                     request = {
-                        "dataset": name, "n_tasks": n_tasks, "protocol": suite.protocol,
-                        "overrides": overrides or {}, "method": method.variant, "class_order_seed": order,
-                        "run_seed": run, "eval_split": suite.eval_split,
+                        "dataset": name, "n_tasks": n_tasks, "protocol": preset, "overrides": changes,
+                        "method": method.variant, **entry, "class_order_seed": order, "run_seed": run,
+                        "eval_split": suite.eval_split,
                     }  # fmt: skip
-                    cell = Cell(dataset, n_tasks, adapted, method, order, run, suite.eval_split, request)
+                    cell = Cell(dataset, n_tasks, own, method, order, run, suite.eval_split, request)
                     cells.setdefault(cell.id, cell)
     if not cells:
         raise UserError("datasets: nothing to run; " + "; ".join(f"{k}: {v}" for k, v in blocked.items()))
     return list(cells.values()), blocked
+
+
+def load_protocol_of(
+    registry: Registry, suite: SuiteConfig, repeats: list[tuple[int, int]]
+) -> Callable[[str, str], ProtocolConfig]:
+    """Loads a preset with overrides (JSON), checked against the plugins and the suite's repeats."""
+
+    def load(preset: str, changes: str) -> ProtocolConfig:
+        protocol = load_protocol(preset, json.loads(changes))
+        check_names(registry, protocol)
+        _refuse_tuned_on(protocol, suite, repeats)
+        return protocol
+
+    return load
+
+
+def _check_backbone(protocol: ProtocolConfig, dataset: DatasetConfig) -> None:
+    """Whether the weights can be had and the model takes what it would be shown, as far as its options tell.
+
+    Raises:
+        UserError: they cannot, or it does not.
+    """
+    shown, options = shown_image(protocol, dataset), protocol.backbone.options
+    takes = options.get("in_chans", 3), options.get("img_size", shown.size)
+    if takes != (shown.channels, shown.size):
+        raise UserError(
+            f"protocol {protocol.key}: its backbone takes {takes[0]} channels of {takes[1]} pixels a side, and "
+            f"{dataset.key} has {shown.channels} of {shown.size}; use another protocol, such as {dataset.protocol}"
+        )
+    check_weights(protocol)
+
+
+def _stream_dataset(name: str, suite: SuiteConfig, data: Path, folders: list[Path]) -> DatasetConfig:
+    dataset = load_dataset_config(name, folders)
+    if dataset.role != "stream":
+        raise UserError(f"datasets: {name!r} is for pre-training the backbone, not a stream")
+    why_not = availability(dataset, data)
+    if why_not is not None:
+        raise UserError(f"dataset {name!r} is not on this machine: {why_not}")
+    for n_tasks in suite.tasks:
+        if not 1 <= n_tasks <= dataset.classes:
+            raise UserError(
+                f"tasks: {n_tasks} tasks do not fit {name!r}, which has {dataset.classes} classes; "
+                f"use 1 to {dataset.classes}"
+            )
+    return dataset
+
+
+def _refuse_tuned_on(protocol: ProtocolConfig, suite: SuiteConfig, repeats: list[tuple[int, int]]) -> None:
+    """What was chosen on some class orders is not measured on them."""
+    if protocol.tuning is None or suite.eval_split == "val":
+        return
+    tuned_on = set(parse_seeds(protocol.tuning.repeats, f"protocol {protocol.key}: tuning.repeats"))
+    both = sorted(tuned_on & {order for order, _ in repeats})
+    if both:
+        raise UserError(
+            f"--seeds: {', '.join(map(str, both))}: protocol {protocol.key} was tuned on these class orders "
+            f"({protocol.tuning.repeats}); use other repeats"
+        )
+
+
+def _refuse(method: Method, protocol: ProtocolConfig, dataset: DatasetConfig) -> None:
+    """Settings that contradict each other, found before anything runs."""
+    kind, where = protocol.head.kind, f"protocol {protocol.key}"
+    class_order(dataset.classes, 0, protocol.class_order)
+    if kind == "zero_shot":
+        check_rows(protocol.head, dataset.classes)
+    if method.rule.experts and kind not in ("linear", "zero_shot"):
+        raise UserError(f"{where}: head.kind: {method.key!r} serves every task by its own model; use the linear head")
+    if protocol.adapter == "full" and method.trainer.adapt and method.trainer.factors != "AB":
+        raise UserError(f"{where}: adapter: full has no LoRA factor to keep fixed, as {method.key!r} does")
+    if protocol.train.schedule == "multistep" and not protocol.train.milestones:
+        raise UserError(f"{where}: train.milestones: missing; schedule multistep lowers the rate after these epochs")
 
 
 def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path]) -> Cell:
@@ -264,7 +354,8 @@ def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path]) ->
 
         return replay_cell(request, registry, folders)
     dataset = load_dataset_config(request["dataset"], folders)
-    protocol = for_dataset(load_protocol(request["protocol"], request["overrides"]), dataset.key)
-    method = registry.resolve(request["method"], protocol.tuned)
+    changes = request["overrides"]
+    adapted = for_dataset(load_protocol(request["protocol"], changes), dataset.key)
+    method, own, _ = for_method(registry, adapted, changes, request["method"], entry=request.get("per_method"))
     seeds = request["class_order_seed"], request["run_seed"]
-    return Cell(dataset, request["n_tasks"], protocol, method, *seeds, request["eval_split"], request)
+    return Cell(dataset, request["n_tasks"], own, method, *seeds, request["eval_split"], request)

@@ -55,14 +55,16 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    search: tuple[float, float] | list[Any] | None = None,
 ) -> Any:
     """A hyper-parameter of a plugin class; its annotation is its type (a ``Literal[...]`` is a choice).
 
     Without a default the protocol has to name a value (its ``tuned`` table) or the user does.
-    The bounds are checked, with the type, before anything runs.
+    The bounds are checked, with the type, before anything runs. ``search`` is where ``clmerge tune`` looks for a value:
+    between two positive numbers, evenly in the logarithm, or in a list; an option without it is never tuned.
     """
     bounds = {name: value for name, value in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if value is not None}
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds, "search": search})
 
 
 def state(default: Any = None, *, images: bool = False) -> Any:
@@ -283,7 +285,7 @@ def method(
     status: Status = "published",
     about: str = "",
 ) -> None:
-    """Name a combination ``[trainer+]rule@start[:field=value,...]``.
+    """Name a combination ``[trainer+]rule@start[/head][:field=value,...]``.
 
     Args:
         key: the name in ``METHODS=...`` and in tables.

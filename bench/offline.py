@@ -348,6 +348,10 @@ def _check_values(x: Tensor, where: str, signed: bool = True) -> None:
 def _asked(spelling: str, start: Start | None, registry: Registry) -> Method:
     match = SPELLING.fullmatch(spelling)
     spelled = cast(Start | None, match["start"] if match else None)
+    if match and match["head"] is not None:
+        raise UserError(
+            f"method: {spelling!r}: weights are merged here, and nothing is classified; leave /{match['head']} out"
+        )
     return registry.resolve_rule(spelling, start or spelled or "pretrained", Trainer, where="method")
 
 

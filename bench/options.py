@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,13 +85,13 @@ def grid(function: Command) -> Command:
     @click.option("--seeds", help="Repeats: a count (3), a list (0,1,7) or a span (3-12).")
     @click.option("--class-order-seed", type=click.IntRange(0), help="Pin the class order; repeats vary the run seed.")
     @click.option("--run-seed", type=click.IntRange(0), help="Pin the run seed; repeats vary the class order.")
-    @click.option("--protocol", help="A preset or a YAML file.")
+    @click.option("--protocol", help="Presets or YAML files.")
     @click.option(
         "--protocol-set",
         "settings",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Override one field, e.g. train.epochs=4.",
+        help="Override one field, e.g. train.epochs=4; several values, lora.rank=4,10,16, run the grid with each.",
     )
     @click.option(
         "--eval-split",
@@ -125,23 +125,59 @@ def words(text: str, where: str) -> list[str]:
     return found
 
 
-def asked_suite(options: dict[str, Any]) -> tuple[SuiteConfig, dict[str, Any]]:
-    """The suite with the command line's overrides, and the protocol's overrides."""
+def asked_suite(options: dict[str, Any]) -> SuiteConfig:
+    """The suite with the command line's overrides.
+
+    Raises:
+        UserError: a value that cannot be read, or of the wrong type.
+    """
     suite = load_suite(options["suite"])
     changes: dict[str, Any] = {}
-    for name in ("datasets", "tasks", "methods", "start", "trainers"):
+    for name in ("datasets", "tasks", "methods", "start", "trainers", "protocol"):
         if options[name] is not None:
-            changes[name] = words(options[name], f"--{name}")
-    for name in ("seeds", "protocol", "eval_split"):
+            one_file = name == "protocol" and Path(options[name]).is_file()  # its path may have spaces
+            changes[name] = [options[name]] if one_file else words(options[name], f"--{name}")
+    for name in ("seeds", "eval_split"):
         if options[name] is not None:
             changes[name] = options[name]
-    overrides: dict[str, Any] = {}
-    for setting in options["settings"]:
-        key, equals, value = setting.partition("=")
+    settings = alternatives(options["settings"])
+    return check(
+        {**suite.model_dump(), **changes, "protocol_set": suite.protocol_set | settings}, SuiteConfig, "command line"
+    )
+
+
+def alternatives(settings: Sequence[str]) -> dict[str, list[Any]]:
+    """What ``--protocol-set KEY=VALUE`` lists for each field: values between commas, where ``[4, 10]`` is one value.
+
+    Raises:
+        UserError: no ``KEY=VALUE``, a value that is empty or no YAML, or a field that is named twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--protocol-set: {setting!r} is not KEY=VALUE")
+        if key in found:
+            raise UserError(f"--protocol-set: {key} is named twice; {key}=A,B asks for both values")
         try:
-            overrides[key] = yaml.safe_load(value)
+            found[key] = [yaml.safe_load(value) for value in _between_commas(text)]
         except yaml.YAMLError:
             raise UserError(f"--protocol-set: {setting!r}: the value is not valid YAML") from None
-    return check({**suite.model_dump(), **changes}, SuiteConfig, "command line"), overrides
+    return found
+
+
+def _between_commas(text: str) -> list[str]:
+    """The parts of a text, cut at commas that are in no brackets and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for c in text:
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "\"'":
+            quote = c
+        else:
+            depth += (c in "[{") - (c in "]}")
+        if c == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return parts

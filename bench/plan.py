@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import SuiteConfig, weights_file
+from bench.data.dataset import prepared_folder, stored
 from bench.errors import UserError
 from bench.grid import Cell
 from bench.record import read_record, read_records
@@ -107,7 +108,7 @@ def pack(cells: Sequence[Cell], slots: int) -> list[list[Cell]]:
         stream = (
             cell.dataset.key,
             cell.n_tasks,
-            cell.protocol.key,
+            cell.protocol.variant_of or cell.protocol.key,  # two heads of one protocol share their trainings
             cell.class_order_seed,
             cell.run_seed,
             cell.eval_split,
@@ -133,33 +134,44 @@ def estimate(plan: Plan, results: Path) -> tuple[float | None, float]:
     any (None otherwise), bytes as an upper bound.
     """
     spent: dict[str, float] = {}
-    per_step: list[float] = []
+    per_step: dict[str, list[float]] = {}  # by protocol, whatever was set by hand
     for record in read_records(results):
         if record["status"] == "done" and record["totals"]["opt_steps"]:
             told = record["coordinates"]
             cost = record["totals"]["train_s_alone"] + record["totals"]["merge_s"] + record["totals"]["eval_s"]
             spent[f"{told['dataset']} {told['n_tasks']} {told['protocol']} {told['variant']}"] = cost
-            if plan.cells and told["protocol"] == plan.cells[0].protocol.key:
-                per_step.append(cost / record["totals"]["opt_steps"])
+            per_step.setdefault(told["protocol"].partition("[")[0], []).append(cost / record["totals"]["opt_steps"])
     seconds = 0.0
     for cell in plan.to_run:
         known = spent.get(f"{cell.dataset.key} {cell.n_tasks} {cell.protocol.key} {cell.method.variant}")
-        typical = sorted(per_step)[len(per_step) // 2] if per_step else cell.protocol.seconds_per_step
+        measured = sorted(per_step.get(cell.protocol.variant_of or cell.protocol.key, []))
+        typical = measured[len(measured) // 2] if measured else cell.protocol.seconds_per_step
         if known is None and typical is None:
             return None, 0.0
         seconds += known if known is not None else float(typical or 0) * cell.opt_steps()
     share = plan.trainings / plan.trainings_alone if plan.trainings_alone else 1.0
-    weights = [weights_file(c.protocol) for c in plan.to_run if c.protocol.backbone.weights]
+    weights = {weights_file(c.protocol) for c in plan.to_run if c.protocol.backbone.weights}
     model = max((f.stat().st_size for f in weights), default=50_000_000)
     predictions = max((c.dataset.test * c.n_tasks * 4 for c in plan.to_run), default=0)
     return seconds * share, float(plan.trainings * model + len(plan.to_run) * (predictions + 50_000))
 
 
-def preflight(plan: Plan, results: Path) -> None:
+def to_prepare(plan: Plan, data: Path) -> dict[str, int]:
+    """Bytes of pixels, by prepared folder, that preparing what is not prepared yet will write."""
+    sizes: dict[str, int] = {}
+    for cell in plan.to_run:
+        folder = prepared_folder(cell.dataset, data, cell.protocol.image)
+        if not folder.exists():
+            side, channels = stored(cell.dataset, cell.protocol.image).side, cell.dataset.image.channels
+            sizes[folder.name] = (cell.dataset.train + cell.dataset.test) * channels * side**2
+    return sizes
+
+
+def preflight(plan: Plan, results: Path, data: Path) -> None:
     """Refuse to start what could not be written.
 
     Raises:
-        UserError: the results folder is not writable, or too little space is left on its disk.
+        UserError: the results folder is not writable, or too little space is left on its disk or on that of the data.
     """
     try:
         (results / "runs").mkdir(parents=True, exist_ok=True)
@@ -168,6 +180,15 @@ def preflight(plan: Plan, results: Path) -> None:
     except OSError as error:
         raise UserError(f"--results {results}: cannot write there ({error.strerror}); name another folder") from None
     _, size = estimate(plan, results)
+    pixels = to_prepare(plan, data)
+    place = next(folder for folder in (data, *data.parents) if folder.exists())
+    if place.stat().st_dev == results.stat().st_dev:
+        size += sum(pixels.values())
+    elif pixels and sum(pixels.values()) + 2**26 > shutil.disk_usage(place).free:
+        raise UserError(
+            f"--data {data}: {shutil.disk_usage(place).free / 1e9:.2f} GB free, {sum(pixels.values()) / 1e9:.2f} GB "
+            f"needed to prepare {', '.join(pixels)}; free some space or name another folder"
+        )
     free = shutil.disk_usage(results).free
     if size + 2**26 > free:
         raise UserError(
@@ -182,9 +203,12 @@ def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | Non
     datasets = ", ".join(dict.fromkeys(f"{c.dataset.key} T={c.n_tasks}" for c in cells))
     methods = len({c.method.variant for c in cells})
     repeats = len({(c.class_order_seed, c.run_seed) for c in cells})
+    protocols = list(dict.fromkeys(c.protocol.key for c in cells))
+    more = f", ... ({len(protocols)} in all)" if len(protocols) > 4 else ""
     lines = [
         f"{len(cells)} cell{'s' * (len(cells) > 1)}: {datasets}; {methods} method{'s' * (methods > 1)}, "
-        f"{repeats} repeat{'s' * (repeats > 1)}, protocol {cells[0].protocol.variant_of or cells[0].protocol.key}"
+        f"{repeats} repeat{'s' * (repeats > 1)}, "
+        f"protocol{'s' * (len(protocols) > 1)} {', '.join(protocols[:4])}{more}"
         + {"val": ", validation split", "test_heldout": ", test_heldout split"}.get(suite.eval_split, "")
     ]
     told = {"done": plan.done, "failed before": plan.failed, "begun": plan.partial}
@@ -207,12 +231,12 @@ def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | Non
         if seconds is not None and processes:
             work += f", about {_duration(seconds / processes)} on {processes} process{'es' * (processes > 1)}"
         lines.append(f"{work}, at most {max(1, size / 1e6):,.0f} MB of disk")
-    for cell in {(c.dataset.key, c.n_tasks): c for c in cells}.values():
+    for cell in {(c.dataset.key, c.n_tasks, c.protocol.train): c for c in cells}.values():
         steps, warmup = cell.opt_steps() / len(cell.trained_tasks), cell.protocol.train.warmup_steps
-        if warmup > steps / 2:
+        if warmup != "auto" and warmup > steps / 2:
             lines.append(
-                f"  warning: {cell.dataset.key} T={cell.n_tasks}: {warmup} warm-up steps are more than half of the "
-                f"{steps:.0f} steps of a task; lower train.warmup_steps"
+                f"  warning: {cell.dataset.key} T={cell.n_tasks}, {cell.protocol.key}: {warmup} warm-up steps are "
+                f"more than half of the {steps:.0f} steps of a task; lower train.warmup_steps"
             )
     for key, why_not in plan.blocked.items():
         lines.append(f"  not on this machine: {key}: {why_not}")

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
-from bench.backbone import Backbone, SplitQKV
+from bench.backbone import Backbone
 from bench.cell import threads
-from bench.config import DatasetConfig, ProtocolConfig
+from bench.config import DatasetConfig, ProtocolConfig, shown_image
 from bench.data.dataset import load_dataset
 from bench.evaluate import count, predict
+from bench.heads import concatenate
 from bench.method import Trainer
-from bench.store import replacing
+from bench.store import save_plain
 from bench.stream import Stream
 from bench.train import train
 
@@ -28,22 +31,21 @@ def pretrain(protocol: ProtocolConfig, dataset: DatasetConfig, data: Path, seed:
     Returns:
         ``accuracy`` (percent, on the dataset's test part), ``seconds``, ``sha256`` of the file, ``parameters``.
     """
-    from safetensors.torch import save_file
-
-    with threads(protocol.threads):
-        stream = Stream(load_dataset(dataset, data), 1, class_order_seed=seed)
-        backbone = Backbone(protocol, dataset.image, seed=seed)
-        learnt = train(backbone, stream, stream.tasks, Trainer(), backbone.pretrained, protocol, run_seed=seed)
-        [predicted], _ = predict(backbone, learnt.weights, learnt.heads, stream, stream.tasks, protocol.eval_batch)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with threads(protocol.threads), Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
+        stream = Stream(load_dataset(dataset, data, protocol.image), 1, class_order_seed=seed, device=device)
+        backbone = Backbone(protocol, shown_image(protocol, dataset), device, seed=seed)
+        shown = bar.add_task(f"pre-training on {dataset.key}", total=None)
+        learnt = train(
+            backbone, stream, stream.tasks, Trainer(), backbone.pretrained, protocol, run_seed=seed,
+            progress=lambda step, total: bar.update(shown, completed=step, total=total),
+        )  # fmt: skip
+        [predicted], _ = predict(
+            backbone, learnt.weights, concatenate(learnt.heads), stream, stream.tasks, protocol.eval_batch
+        )
     correct, total = count(predicted, stream, stream.tasks[0])
-    tensors = dict(backbone.module.state_dict()) | learnt.weights.tensors()
-    for name in [n for n, m in backbone.module.named_modules() if isinstance(m, SplitQKV)]:
-        for kind in ("weight", "bias"):
-            parts = [tensors.pop(f"{name}.{p}.{kind}", None) for p in "qkv"]
-            if parts[0] is not None:
-                tensors[f"{name}.{kind}"] = torch.cat([p for p in parts if p is not None])
-    with replacing(out) as temporary:
-        save_file({n: t.detach().contiguous().clone() for n, t in tensors.items()}, temporary)
+    tensors = backbone.export(learnt.weights)
+    save_plain(out, tensors)
     return {
         "accuracy": 100 * correct / total,
         "seconds": learnt.seconds,

@@ -1,7 +1,8 @@
 """Plugins by name, and the grammar in which a method is spelled.
 
-``[trainer+]rule[@start][:field=value,...]``, or the name of a named method with the same ``@start`` and ``:fields``
-to override it: ``pm``, ``pm:eps=0.3``, ``average@merged``, ``perturb+ties@previous``, ``ties:density=0.1``.
+``[trainer+]rule[@start][/head][:field=value,...]``, or the name of a named method with the same ``@start``, ``/head``
+and ``:fields`` to override it: ``pm``, ``pm:eps=0.3``, ``average@merged``, ``perturb+ties@previous``,
+``ties:density=0.1``, ``average@merged/ncm``.
 """
 
 from __future__ import annotations
@@ -17,24 +18,38 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast, get_args
 
 import pydantic
 
 from bench.code import ROOT
+from bench.config import HeadKind
 from bench.errors import UserError, unknown
 from bench.method import START, NamedMethod, Plugin, Rule, Start, Trainer, take_declared
 
 ENTRY_POINTS = "clmerge.plugins"
 _of_entry_points: dict[str, list[type[Plugin] | NamedMethod]] = {}
-SPELLING = re.compile(r"(?:(?P<trainer>[\w-]+)\+)?(?P<name>[\w-]+)(?:@(?P<start>\w*))?(?::(?P<options>.*))?")
+SPELLING = re.compile(
+    r"(?:(?P<trainer>[\w-]+)\+)?(?P<name>[\w-]+)(?:@(?P<start>\w*))?(?:/(?P<head>\w*))?(?::(?P<options>.*))?"
+)
+HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 
 Trainer.key = "plain"  # the base class is plain training; it needs no plugin file
 
 
+class Spelled(NamedTuple):
+    """A spelling taken apart: the keys of its parts, the others as they are written (None: not at all)."""
+
+    trainer: str
+    rule: str
+    start: str | None
+    head: HeadKind | None
+    options: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Method:
-    """A fully resolved method: classes, every option's value, the start."""
+    """A fully resolved method: classes, every option's value, the start, and the head where it brings its own."""
 
     key: str  #: the named method's key where the resolution equals it, else the variant
     named: NamedMethod | None
@@ -44,6 +59,7 @@ class Method:
     trainer_options: dict[str, Any]
     rule_options: dict[str, Any]
     pinned: frozenset[str] = frozenset()  #: options whose default here is not the class's (its start, its protocol)
+    head: HeadKind | None = None  #: stands above the protocol's; None: the protocol's
 
     @property
     def variant(self) -> str:
@@ -58,7 +74,8 @@ class Method:
             for name, value in options.items()
             if value != cls.options()[name].default or name in self.pinned
         ]
-        return f"{self.trainer.key}+{self.rule.key}@{self.start}" + (":" + ",".join(told) if told else "")
+        head = f"/{self.head}" if self.head else ""
+        return f"{self.trainer.key}+{self.rule.key}@{self.start}{head}" + (":" + ",".join(told) if told else "")
 
     @property
     def title(self) -> str:
@@ -84,6 +101,7 @@ class Method:
             "trainer": {"key": self.trainer.key, **self.trainer_options},
             "rule": {"key": self.rule.key, **self.rule_options},
             "start": self.start,
+            **({"head": self.head} if self.head else {}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -99,6 +117,7 @@ class Method:
             "trainer": {"key": self.trainer.key, "adapt": self.trainer.adapt, **self.trainer_options},
             "rule": {"key": self.rule.key, **self.rule_options},
             "start": self.start,
+            "head": self.head,
             "state": [f"trainer.{n}" for n in self.trainer.states()] + [f"rule.{n}" for n in self.rule.states()],
             "data": {
                 "training": self.trainer.data,
@@ -173,14 +192,16 @@ class Registry:
             self.sources[kind, thing.key] = source
 
     # ---- the grammar -------------------------------------------------------------------------------------------
-    def _parse(self, spelling: str, where: str) -> tuple[str, str, str | None, dict[str, str], NamedMethod | None]:
-        """(trainer key, rule key, start or None, options as text, the named method it was built from)."""
+    def _parse(self, spelling: str, where: str) -> Spelled:
+        """The spelling with what a named method stands for put in."""
         match = SPELLING.fullmatch(spelling)
         if match is None:
-            raise UserError(f"{where}: {spelling!r} is not [trainer+]rule[@start][:field=value,...]")
-        name, start = match["name"], match["start"]
+            raise UserError(f"{where}: {spelling!r} is not [trainer+]rule[@start][/head][:field=value,...]")
+        name, start, head = match["name"], match["start"], cast(HeadKind | None, match["head"])
         if start is not None and start not in START:
             raise unknown("start", start, START, f"{where}: {spelling!r}")
+        if head is not None and head not in HEADS:
+            raise unknown("head", head, HEADS, f"{where}: {spelling!r}")
         options: dict[str, str] = {}
         for pair in filter(None, (match["options"] or "").split(",")):
             key, equals, value = pair.partition("=")
@@ -189,15 +210,15 @@ class Registry:
             options[key.strip()] = value.strip()
         if match["trainer"] is None and name in self.methods:
             base = self.methods[name]
-            t, r, s, o, _ = self._parse(base.spelling, where)
-            return t, r, start or s, {**o, **options}, base
+            of = self._parse(base.spelling, where)
+            return Spelled(of.trainer, of.rule, start or of.start, head or of.head, {**of.options, **options})
         trainer = match["trainer"] or "plain"
         if trainer not in self.trainers:
             raise unknown("trainer", trainer, self.trainers, f"{where}: {spelling!r}")
         if name not in self.rules:
             known = self.rules if match["trainer"] else {**self.rules, **self.methods}
             raise unknown("rule" if match["trainer"] else "method", name, known, where)
-        return trainer, name, start, options, None
+        return Spelled(trainer, name, start, head, options)
 
     def resolve(
         self,
@@ -206,6 +227,7 @@ class Registry:
         start: Start | None = None,
         where: str = "methods",
         trainer: str | None = None,
+        own: Mapping[str, Any] | None = None,
     ) -> Method:
         """The method a spelling stands for.
 
@@ -217,23 +239,29 @@ class Registry:
             where: what an error names as the place.
             trainer: overrides the trainer, and its options go with it, where the method trains a backbone task by task
                 (``TRAINER=...``).
+            own: option values that a protocol has chosen for this method alone; they stand above ``tuned`` and what a
+                named method stands for, and below anything spelled out.
 
         Raises:
             UserError: an unknown name, option, or start; a value of the wrong type or out of range; no start.
         """
-        trainer_key, rule_key, spelled, texts, _ = self._parse(spelling, where)
-        learner, rule = self.trainers[trainer_key], self.rules[rule_key]
-        if trainer not in (None, trainer_key) and learner.data == "current" and learner.adapt:
+        parts = self._parse(spelling, where)
+        learner, rule, own = self.trainers[parts.trainer], self.rules[parts.rule], own or {}
+        typed = {pair.partition("=")[0].strip() for pair in spelling.partition(":")[2].split(",")}
+        named_texts = {name: text for name, text in parts.options.items() if name not in typed}
+        texts = {**named_texts, **own, **{name: text for name, text in parts.options.items() if name in typed}}
+        if trainer not in (None, parts.trainer) and learner.data == "current" and learner.adapt:
             if trainer not in self.trainers:
                 raise unknown("trainer", trainer, self.trainers, where)
             gone = {name for name in texts if name.startswith("trainer.")} | learner.options().keys() - rule.options()
             texts = {f"rule.{n.removeprefix('rule.')}": text for n, text in texts.items() if n not in gone}
             learner = self.trainers[trainer]
-        chosen = cast(Start | None, start or spelled)
+        chosen = cast(Start | None, start or parts.start)
         if learner.data == "seen" or not learner.adapt:
             chosen = "pretrained"  # nothing is carried on from the task before, so there is nothing to choose
         if chosen is None:
-            ways = ", ".join(f"{spelling.split(':')[0]}@{s}" for s in START)
+            name, slash, head = spelling.split(":")[0].partition("/")
+            ways = ", ".join(f"{name}@{s}{slash}{head}" for s in START)
             raise UserError(f"{where}: {spelling!r} does not say where training starts; write one of {ways}")
         values: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         for values_of, cls in zip(values, (learner, rule), strict=True):
@@ -252,8 +280,8 @@ class Registry:
             sides[owners[0]][1][bare] = text
         trainer_options = check_options(learner, values[0], f"{where}: {spelling!r}")
         rule_options = check_options(rule, values[1], f"{where}: {spelling!r}")
-        found = Method("", None, learner, rule, chosen, trainer_options, rule_options, pinned)
-        named = self._name_of(found, tuned)
+        found = Method("", None, learner, rule, chosen, trainer_options, rule_options, pinned, parts.head)
+        named = self._name_of(found, tuned, own)
         key = named.key if named else found.variant.removeprefix("plain+")
         return dataclasses.replace(found, key=key, named=named)
 
@@ -265,7 +293,7 @@ class Registry:
         Raises:
             UserError: an unknown name, another start than theirs, an option that is not the rule's, a wrong value.
         """
-        _, rule_key, _, texts, _ = self._parse(spelling, where)
+        _, rule_key, _, head, texts = self._parse(spelling, where)
         match = SPELLING.fullmatch(spelling)
         asked = match["start"] if match else None
         if asked not in (None, start):
@@ -279,20 +307,26 @@ class Registry:
         at_start = rule.at_start.get(start, {})
         given = {**at_start, **{name: text for name, text in own.items() if name in rule.options()}}
         options = check_options(rule, given, f"{where}: {spelling!r}")
-        found = Method("", None, trainer, rule, start, {}, options, frozenset(at_start))
+        found = Method("", None, trainer, rule, start, {}, options, frozenset(at_start), head)
         return dataclasses.replace(found, key=found.variant)
 
-    def _name_of(self, method: Method, tuned: Mapping[str, Mapping[str, Any]] | None) -> NamedMethod | None:
+    def _name_of(
+        self, method: Method, tuned: Mapping[str, Mapping[str, Any]] | None, own: Mapping[str, Any]
+    ) -> NamedMethod | None:
         for named in self.methods.values():
-            trainer_key, rule_key, start, texts, _ = self._parse(named.spelling, named.key)
-            if (trainer_key, rule_key, start) != (method.trainer.key, method.rule.key, method.start):
+            *parts, texts = self._parse(named.spelling, named.key)
+            if parts != [method.trainer.key, method.rule.key, method.start, method.head]:
                 continue
-            own = ({}, {})  # type: tuple[dict[str, Any], dict[str, Any]]
-            for side, cls in zip(own, (method.trainer, method.rule), strict=True):
-                side.update({**cls.at_start.get(method.start, {}), **(tuned or {}).get(cls.key, {})})
-                side.update({n: v for n, v in texts.items() if n in cls.options()})
+            sides: dict[str, dict[str, Any]] = {"trainer": {}, "rule": {}}
+            for (side, values), cls in zip(sides.items(), (method.trainer, method.rule), strict=True):
+                values.update({**cls.at_start.get(method.start, {}), **(tuned or {}).get(cls.key, {})})
+                bare = {name.removeprefix(f"{side}."): value for name, value in {**texts, **own}.items()}
+                values.update({name: value for name, value in bare.items() if name in cls.options()})
             try:
-                pair = (check_options(method.trainer, own[0], ""), check_options(method.rule, own[1], ""))
+                pair = (
+                    check_options(method.trainer, sides["trainer"], ""),
+                    check_options(method.rule, sides["rule"], ""),
+                )
             except UserError:
                 continue  # a named method whose required option has no value here is nobody's name
             if pair == (method.trainer_options, method.rule_options):
@@ -340,7 +374,10 @@ def _adapter(cls: type[Plugin], name: str) -> pydantic.TypeAdapter[Any]:
 
 
 def _spell(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:

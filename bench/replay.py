@@ -6,7 +6,8 @@ A folder (``clmerge run --keep-weights`` writes the same):
     pretrained.safetensors    theta_0: the whole model, timm's names
     task_1.safetensors ...    theta*_t: tensors under the same names (all, or those that training changed);
     task_1/ ...               or a PEFT LoRA adapter of the pretrained model
-    head_1.safetensors ...    ``weight`` (classes, D) and ``bias`` (classes,), rows in the order of the task's classes
+    head_1.safetensors ...    ``weight`` (classes, D) and ``bias`` (classes,), rows in the order of the task's classes;
+                              with a tensor ``normalise`` it is given features of length 1
     start_2.safetensors ...   where training of task t began, only if neither theta_0 nor theta*_{t-1}
 """
 
@@ -28,6 +29,7 @@ from bench.config import (
     check,
     load_dataset_config,
     read_yaml,
+    shown_image,
 )
 from bench.errors import UserError
 from bench.grid import Cell
@@ -199,17 +201,22 @@ def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]
             "weights": str(source.path / "pretrained.safetensors"),
             "sha256": source.digest,
         },
-        "adapter": {"kind": "full"},
+        "adapter": "full",
         # A protocol has learning rates; nothing is trained with these, and the record does not show them.
         "train": {"epochs": 1, "lr": 1, "head_lr": 1, "batch": config.batch, "temperature": config.temperature},
         "fisher_samples": config.fisher_samples,
         "eval_batch": config.eval_batch,
     }
-    protocol = check(fields, ProtocolConfig, f"{source.path}/replay.yaml")
     method = registry.resolve_rule(request["method"], config.start, Given)
     wanted = method.build()[1].record
     if wanted:
         raise UserError(f"methods: {method.rule.key!r} needs {', '.join(wanted)} of training, which a folder has not")
+    heads = ("linear",) if method.rule.experts else ("linear", "ncm", "ridge")
+    if method.head not in (None, *heads):
+        raise UserError(
+            f"methods: {method.key!r}: replayed models take no head {method.head!r}; use {' or '.join(heads)}"
+        )
+    protocol = check(fields | {"head": {"kind": method.head or "linear"}}, ProtocolConfig, f"{source.path}/replay.yaml")
     return ReplayCell(
         dataset.model_copy(update={"image": image}), source.n_tasks, protocol, method,
         config.class_order_seed or 0, config.run_seed, "test", request, source=source,
@@ -254,7 +261,10 @@ def _backbone(cell: ReplayCell, device: str) -> Backbone:
     from bench.backbone import Backbone
     from bench.weights import Weights
 
-    backbone = Backbone(cell.protocol, cell.dataset.image, device)
+    # The checksum there is the whole folder's: it names the cell.
+    config = cell.protocol.backbone.model_copy(update={"sha256": None})
+    protocol = cell.protocol.model_copy(update={"backbone": config})
+    backbone = Backbone(protocol, shown_image(protocol, cell.dataset), device)
     theta_0 = backbone.pretrained.tensors()
     changed: set[str] = set()
     for t in range(1, cell.n_tasks + 1):
@@ -300,10 +310,10 @@ def _learnt(cell: ReplayCell, backbone: Backbone, t: int) -> Learnt:
 
     file, classes = cell.source.path / f"head_{t}.safetensors", cell.classes_of(t)
     told = _tensors(file)
-    if set(told) != {"weight", "bias"} or tuple(told["weight"].shape) != (classes, backbone.dim):
+    if set(told) - {"normalise"} != {"weight", "bias"} or tuple(told["weight"].shape) != (classes, backbone.dim):
         shape = {name: tuple(x.shape) for name, x in told.items()}
         raise UserError(f"{file}: holds {shape}; a head is weight ({classes}, {backbone.dim}) and bias ({classes},)")
-    head = Head(*(told[n].float().to(backbone.device) for n in ("weight", "bias")))
+    head = Head.of({name: x.float() for name, x in told.items()}, backbone.device)
     return Learnt(_adapted(backbone, _of_task(cell, t)), [head], 0, 0.0, {"loss": {}, "grad_norm": {}})
 
 
@@ -317,8 +327,7 @@ def keep_task(folder: Path, backbone: Backbone, t: int, learnt: Learnt, start: W
     save_plain(folder / f"served_{t}.safetensors", backbone.export(served))
     if start is not None and t > 1:
         save_plain(folder / f"start_{t}.safetensors", backbone.export(start))
-    head = learnt.heads[-1]
-    save_plain(folder / f"head_{t}.safetensors", {"weight": head.weight, "bias": head.bias})
+    save_plain(folder / f"head_{t}.safetensors", learnt.heads[-1].tensors())
 
 
 def keep_config(folder: Path, cell: Cell, tasks: list[list[int]]) -> None:

@@ -17,6 +17,7 @@ from bench.grid import Cell
 from bench.heads import Head
 from bench.memory import pack, unpack
 from bench.method import Rule, Trainer
+from bench.serving import Serving
 from bench.store import load_tensors, save_tensors, write_atomic
 from bench.weights import Weights
 
@@ -47,12 +48,14 @@ class SoFar:
 
 
 def save(
-    cell: Cell, folder: Path, trainer: Trainer, rule: Rule, so_far: SoFar, served: Weights, trained: Weights
-) -> None:
+    cell: Cell, folder: Path, trainer: Trainer, rule: Rule, serving: Serving, so_far: SoFar, served: Weights,
+    trained: Weights,
+) -> None:  # fmt: skip
     """Write what :func:`resume` needs to go on after the task just finished: one file, whole or not there."""
     tensors = {"served": served.vector, "trained": trained.vector}
     for i, head in enumerate(so_far.heads):
-        tensors |= {f"head.{i}.weight": head.weight, f"head.{i}.bias": head.bias}
+        tensors |= head.tensors(f"head.{i}.")
+    tensors |= {f"serving.{k}": v for k, v in serving.tensors().items()}
     trees = {}
     for name, plugin in (("trainer", trainer), ("rule", rule)):
         memory, trees[name] = pack(plugin)
@@ -65,27 +68,36 @@ def save(
 
 
 def resume(
-    cell: Cell, folder: Path, trainer: Trainer, rule: Rule, theta_0: Weights
+    cell: Cell, folder: Path, trainer: Trainer, rule: Rule, serving: Serving, theta_0: Weights
 ) -> tuple[SoFar, Weights, Weights] | None:
-    """What :func:`save` left, unless there is none or the code has changed since."""
+    """What :func:`save` left, unless there is none or the code has changed since.
+
+    A cell that keeps its weights begins again where it was begun without keeping them.
+    """
     kept = load_tensors(folder / "resume.safetensors")
     if kept is None or kept[1]["code"] != cell.code():
         return None
     tensors, header = kept
+    done = len(header["so_far"]["counts"])
+    if cell.request.get("keep_weights") and not (folder / "weights" / f"task_{done}.safetensors").exists():
+        return None
     device = theta_0.vector.device
-    heads = [(tensors[f"head.{i}.weight"], tensors[f"head.{i}.bias"]) for i in range(header["heads"])]
     pairs = [[tensors[f"predicted.{i}.{j}"].numpy() for j in (0, 1)] for i in range(header["predicted"])]
     so_far = SoFar(
-        heads=[Head(w.to(device), b.to(device)) for w, b in heads],
+        heads=[Head.of(tensors, device, f"head.{i}.") for i in range(header["heads"])],
         predicted=[p[0] for p in pairs],
         predicted_taskaware=[p[1] for p in pairs],
         **header["so_far"],
     )
     for name, plugin in (("trainer", trainer), ("rule", rule)):
-        memory = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-        unpack(plugin, memory, header["memory"][name], theta_0)
+        unpack(plugin, _under(f"{name}.", tensors), header["memory"][name], theta_0)
+    serving.restore(_under("serving.", tensors))
     served, trained = (Weights(tensors[n].to(device), theta_0.layout) for n in ("served", "trained"))
     return so_far, served, trained
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 class Heartbeat:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from bench.data.dataset import Dataset
+from bench.data.images import Images, images_on
 from bench.order import boundaries, class_order
 from bench.seeds import numpy_rng
 
@@ -35,7 +36,7 @@ class Stream:
     ``"test_heldout"`` holds it out as well and evaluates on the test images.
 
     Attributes:
-        train_images, test_images: uint8 (N, C, H, W) on the device.
+        train_images, test_images: uint8 (N, C, H, W), indexed by (b,) tensors; on the device where they fit.
         train_columns, test_columns: int64 (N,): the true column of every image.
         tasks: the T tasks.
         digest: of the dataset's arrays.
@@ -50,9 +51,10 @@ class Stream:
         val_fraction: float = 0.1,
         device: str = "cpu",
         task_classes: Sequence[Sequence[int]] = (),
+        order_kind: str | list[int] = "mt19937",
     ) -> None:
         classes = len(dataset.class_names)
-        order = [c for task in task_classes for c in task] or class_order(classes, class_order_seed)
+        order = [c for task in task_classes for c in task] or class_order(classes, class_order_seed, order_kind)
         edges = [0, *accumulate(map(len, task_classes))]
         cuts = [range(a, b) for a, b in pairwise(edges)] or boundaries(classes, n_tasks)
         column_of = np.full(classes, -1, dtype=np.int64)  # a listed stream may leave classes out
@@ -63,13 +65,13 @@ class Stream:
 
         self.digest = dataset.digest
         self.class_order = order
-        self.train_images = _on(device, dataset.train_images)
+        self.train_images: Images = images_on(device, dataset.train_images)
         self.train_columns = _on(device, train_columns)
         if on_val:
             self.test_images, self.test_columns, test_columns = self.train_images, self.train_columns, train_columns
         else:
             test_columns = column_of[dataset.test_labels]
-            self.test_images, self.test_columns = _on(device, dataset.test_images), _on(device, test_columns)
+            self.test_images, self.test_columns = images_on(device, dataset.test_images), _on(device, test_columns)
         self.tasks = []
         for t, columns in enumerate(cuts, 1):
             mine = np.isin(train_columns, columns)

@@ -76,8 +76,7 @@ class LiveTask:
             self.protocol.train.temperature,
             *([] if kind in PER_SAMPLE[:2] else [self.protocol.train.batch]),
         ]
-        bits = Weights.of({"w": head.weight, "b": head.bias}).digest()
-        key = key_of("fisher", at.digest(), bits, place, code_of_modules("statistics.py"))
+        key = key_of("fisher", at.digest(), head.digest(), place, code_of_modules("statistics.py"))
         kept = self.store.load("fisher", key)
         if kept is None:
             rng = torch_rng("fisher", self.run_seed, self.current.content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.backbone import Backbone, Frozen
 from bench.config import ProtocolConfig, TrainConfig
-from bench.heads import Head, concatenate, new_head
+from bench.heads import Head, training_heads
 from bench.method import Trainer
 from bench.seeds import derive, numpy_rng, torch_rng
 from bench.stream import Stream, TaskData
@@ -44,11 +44,13 @@ def train(
     protocol: ProtocolConfig,
     run_seed: int,
     record: Sequence[str] = (),
+    progress: Callable[[int, int], None] = lambda step, total: None,
 ) -> Learnt:
     """Train the adapter and the heads of ``tasks`` (the current one; all seen for a joint reference) from ``start``.
 
     ``record`` asks for by-products: ``snapshots:K``, copies of theta at equal distances; ``grad_sq``, the
     exponential average of the squared gradient of the task loss in the dense weights, bias-corrected as in Adam.
+    ``progress`` is told (steps done, of how many) after each step.
 
     Raises:
         FloatingPointError: training diverged.
@@ -59,22 +61,22 @@ def train(
     # A fixed A is one draw for the whole run, a trained one is drawn anew for each task.
     draw = derive("lora", run_seed, *([content] if "A" in trainer.factors else []))
     adapter = backbone.adapter(start, trainer.factors, draw) if trainer.adapt else Frozen(start)
-    head = concatenate(
-        [new_head(len(t.columns), backbone.dim, protocol.head.init_std, device, run_seed, t.content) for t in tasks]
-    )
-    head.weight.requires_grad_()
-    head.bias.requires_grad_()
-    groups = [{"params": [head.weight, head.bias], "lr": config.head_lr}]
-    if adapter.parameters:
-        groups.append({"params": adapter.parameters, "lr": config.lr})
+    head, sizes = training_heads(protocol.head, tasks, backbone.dim, device, run_seed), [len(t.columns) for t in tasks]
+    trained = [([p.requires_grad_() for p in head.parameters], config.head_lr), (adapter.parameters, config.lr)]
+    groups = [{"params": parameters, "lr": lr} for parameters, lr in trained if parameters]
+    if not groups:  # text rows on a frozen backbone
+        return Learnt(start, head.split(sizes), 0, time.perf_counter() - began, {"loss": {}, "grad_norm": {}})
     optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     index = torch.cat([task.train for task in tasks])
     labels = stream.train_columns - tasks[0].columns.start
     if trainer.softmax == "own" and config.label_smoothing:
         raise ValueError("train.label_smoothing and a trainer with softmax='own' do not combine")
     foreign = _other_tasks_columns(tasks, device) if trainer.softmax == "own" else None
-    total = config.epochs * math.ceil(len(index) / config.batch)
+    total = config.epochs * config.passes * math.ceil(len(index) / config.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(config, step, total))
+    low = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    kind = device.split(":")[0]
+    scaler = torch.amp.GradScaler(kind, enabled=low is torch.float16)
     snapshot_at = _snapshot_steps(record, total)
     rng = numpy_rng("trainer", run_seed, content)
     onset: dict[str, dict[str, float]] = {"loss": {}, "grad_norm": {}}
@@ -82,60 +84,69 @@ def train(
     grad_sq = start.zeros() if "grad_sq" in record else None
 
     for step, batch in enumerate(_batches(index, config, run_seed, content)):
-        x, y = stream.train_images[batch], labels[batch]
+        pixels, y = backbone.transform.augmented(stream.train_images[batch], run_seed, content, step), labels[batch]
         theta = adapter.weights()
         point = trainer.weights(theta, start, rng)
         if adapter.parameters and (step in ONSET or grad_sq is not None):
             # A node of its own: its gradient is the loss's, not the penalty's.
             point = point.map(lambda v: v.view_as(v))
             point.vector.retain_grad()
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
-            features = backbone.features(point, x)
+        with torch.autocast(kind, low, enabled=low is not None):
+            features = backbone.forward(point, pixels)
         logits = head(features) / config.temperature
         if foreign is not None:
             logits = logits.masked_fill(foreign[y], -math.inf)
         task_loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
         loss = task_loss + trainer.penalty(theta)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        scaler.scale(loss).backward()
+        if low is torch.float16 and point.vector.grad is not None:
+            point.vector.grad /= scaler.get_scale()  # what is recorded is the gradient of the loss itself
         if step in ONSET:
             onset["loss"][str(step)] = float(task_loss.detach())
             if adapter.parameters:
                 onset["grad_norm"][str(step)] = float(point.vector.grad.norm())  # type: ignore[union-attr]
         if grad_sq is not None and point.vector.grad is not None:
             grad_sq.vector.lerp_(point.vector.grad.square(), 1 - GRAD_SQ_BETA)
-        optimiser.step()
+        if config.clip is not None:
+            scaler.unscale_(optimiser)
+            torch.nn.utils.clip_grad_norm_(
+                [p for group in optimiser.param_groups for p in group["params"]], config.clip
+            )
+        scaler.step(optimiser)
+        scaler.update()
         schedule.step()
         if step + 1 in snapshot_at:
             snapshots.append(adapter.weights().detach().to("cpu"))
+        progress(step + 1, total)
 
     weights = adapter.weights().detach()
     if not bool(torch.isfinite(weights.vector).all() & torch.isfinite(head.weight).all()):
         raise FloatingPointError(f"training of task {tasks[-1].t} diverged; lower train.lr or train.head_lr")
-    splits = [len(task.columns) for task in tasks]
-    heads = [
-        Head(w, b) for w, b in zip(head.weight.detach().split(splits), head.bias.detach().split(splits), strict=True)
-    ]
     recorded = {"snapshots": snapshots} if snapshot_at else {}
     if grad_sq is not None:
         recorded["grad_sq"] = [(grad_sq / (1 - GRAD_SQ_BETA**total)).to("cpu")]
-    return Learnt(weights, heads, total, time.perf_counter() - began, onset, recorded)
+    return Learnt(weights, head.split(sizes), total, time.perf_counter() - began, onset, recorded)
 
 
 def _batches(index: Tensor, config: TrainConfig, run_seed: int, content: str) -> Iterator[Tensor]:
     """Image indices (b,): each epoch a permutation, a function of run, task and epoch; the last, short batch counts."""
-    for epoch in range(config.epochs):
+    for epoch in range(config.epochs * config.passes):
         order = torch.randperm(len(index), generator=torch_rng("batches", run_seed, content, epoch))
         yield from index[order.to(index.device)].split(config.batch)
 
 
 def _rate(config: TrainConfig, step: int, total: int) -> float:
-    """Factor on the learning rate before this step: linear warm-up, then constant or cosine to zero."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    """Factor on the learning rate before this step: linear warm-up, then constant, in steps, or cosine to zero."""
+    warmup = total // 10 if config.warmup_steps == "auto" else config.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
     if config.schedule == "constant":
         return 1.0
-    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    if config.schedule == "multistep":
+        epoch = step * config.epochs // total
+        return config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
+    done = (step - warmup) / max(1, total - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 

@@ -31,7 +31,7 @@ class AdaMerging(EntropyRule):
     """theta_0 + sum_k lambda_k tau_k with the lambda of least entropy."""
 
     granularity: Literal["layerwise", "taskwise"] = option("layerwise", help="a lambda for each tensor of each task")
-    lam: float = option(0.3, help="initial lambda", ge=0, le=1)
+    lam: float = option(0.3, help="initial lambda", ge=0, le=1, search=(0.1, 1.0))
     clamp: bool = option(True, help="keep lambda in [0, 1]")
 
     def initial(self, task: Task) -> Tensor:

@@ -25,7 +25,7 @@ class Became(Rule):
     """theta_hat_{t-1} + lam D, with lam the new task's share of the curvature along D."""
 
     data = "labelled"
-    gamma: float = option(1.0, help="decay of the old tasks' Fisher", ge=0, le=1)
+    gamma: float = option(1.0, help="decay of the old tasks' Fisher", ge=0, le=1, search=[0.5, 0.7, 0.9, 1.0])
     kind: Literal["empirical", "argmax_batch"] = option("empirical", help="estimator of the Fisher")
     F_old: Weights = state()
 

@@ -22,7 +22,9 @@ from bench.method import Rule, Task, Weights, method, option, rule, state
 class CMMBlend(Rule):
     """Blend by an average of squared gradients."""
 
-    alpha: float = option(0.4, help="weight of the new model, and of its squared gradients", ge=0, le=1)
+    alpha: float = option(
+        0.4, help="weight of the new model, and of its squared gradients", ge=0, le=1, search=(0.1, 0.9)
+    )
     F: Weights = state()
 
     @property

@@ -24,7 +24,7 @@ from bench.method import Rule, Task, Weights, method, option, rule, state
 class CoMA(Rule):
     """Blend with a fixed weight on the new model."""
 
-    alpha: float = option(0.4, help="weight of the new model", ge=0, le=1)
+    alpha: float = option(0.4, help="weight of the new model", ge=0, le=1, search=(0.1, 0.9))
 
     def merge(self, task: Task) -> Weights:
         """One step of the moving average."""
@@ -36,7 +36,7 @@ class CoFiMA(Rule):
     """Blend with a fixed weight and the Fishers of the last two tasks."""
 
     data = "labelled"
-    alpha: float = option(0.4, help="weight of the new model", ge=0, le=1)
+    alpha: float = option(0.4, help="weight of the new model", ge=0, le=1, search=(0.1, 0.9))
     estimator: Literal["empirical", "cofima"] = option("empirical", help="Fisher per sample, or as the authors' code")
     F: Weights = state()
 

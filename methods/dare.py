@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class Dare(TaskVectorRule):
     """Randomly thinned task vectors, added, averaged, or merged by TIES."""
 
-    p: float = option(0.5, help="share of entries dropped", ge=0, lt=1)
+    p: float = option(0.5, help="share of entries dropped", ge=0, lt=1, search=[0.1, 0.3, 0.5, 0.7, 0.9])
     then: Literal["linear", "average", "ties"] = option("linear", help="rule that merges what is left")
-    lam: float = option(0.3, help="scale of the merged task vector", ge=0)
+    lam: float = option(0.3, help="scale of the merged task vector", ge=0, search=(0.05, 1.5))
     density: float = option(0.2, help="share of entries that TIES keeps", gt=0, le=1)
     rescale: Literal["bernoulli", "l1"] = option("bernoulli", help="divide by 1 - p, or restore each tensor's L1 norm")
     kept: list[Weights] = state(list)  #: [sum of thinned task vectors], or every one trimmed (ties)

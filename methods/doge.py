@@ -34,7 +34,7 @@ class DOGE(TaskVectorRule):
     """Task arithmetic, layer-wise scaled and trimmed, plus a learnt shared change."""
 
     order_invariant = True
-    lam: float = option(0.07, help="lam_k times the norm of tau_k, layer by layer", ge=0)
+    lam: float = option(0.07, help="lam_k times the norm of tau_k, layer by layer", ge=0, search=(0.01, 0.5))
     keep: float = option(0.3, help="part of each task vector that is kept", gt=0, le=1)
     subspace: int = option(6, help="the shared subspace has rank / this many directions", ge=1)
     steps: int = option(400, help="Adam steps on Delta", ge=0)

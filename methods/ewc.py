@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class EWC(Trainer):
     """Plain training plus the quadratic penalty."""
 
-    lam: float = option(help="strength of the penalty, tied to the Fisher's kind", ge=0)
+    lam: float = option(help="strength of the penalty, tied to the Fisher's kind", ge=0, search=(1.0, 1e4))
     form: Literal["separate", "online"] = option("separate", help="running sums of all tasks, or a decayed one")
     gamma: float = option(1.0, help="decay of the online Fisher", gt=0, le=1)
     S: Weights = state()

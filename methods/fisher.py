@@ -29,7 +29,9 @@ class Fisher(Rule):
     kind: Literal["empirical", "exact", "mammoth", "batchmean", "argmax_batch", "sqrtp_batch"] = option(
         "empirical", help="estimator of the Fisher"
     )
-    eps: float = option(1e-6, help="share of a Fisher's mean that is added to it (normalize=none)", ge=0)
+    eps: float = option(
+        1e-6, help="share of a Fisher's mean that is added to it (normalize=none)", ge=0, search=(1e-8, 1e-1)
+    )
     normalize: Literal["none", "fusionbench"] = option("none", help="fusionbench: every Fisher over its L2 norm")
     S: Weights = state()
     m: Weights = state()

@@ -37,7 +37,7 @@ class LoRE(Rule):
 
     order_invariant = True
     lam: float = option(1.0, help="scale of the mean of the low-rank parts", ge=0)
-    mu: float = option(0.1, help="threshold, relative to the largest singular value", ge=0)
+    mu: float = option(0.1, help="threshold, relative to the largest singular value", ge=0, search=(0.01, 1.0))
     absolute: bool = option(False, help="mu is the threshold itself, as in a third party's script")
     turns: int = option(20, help="of B and d", ge=1)
     moved: list[Weights] = state(list)  #: theta*_i - theta_0

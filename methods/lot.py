@@ -36,7 +36,7 @@ class LOT(TaskVectorRule):
 
     data, order_invariant = "unlabelled", True
     at_start = {"previous": {"delta": "total"}, "merged": {"delta": "total"}}
-    lam: float = option(1.0, help="scale of the optimal task vector", ge=0)
+    lam: float = option(1.0, help="scale of the optimal task vector", ge=0, search=(0.2, 2.0))
     samples: int = option(64, help="images of the current task", ge=1)
     G: dict[str, Tensor] = state(dict)  #: by tensor, sum of X^T X, of sum x^2, or of rows
     M: dict[str, Tensor] = state(dict)  #: by tensor, the sum of those times tau_k

@@ -21,7 +21,7 @@ class MagMax(TaskVectorRule):
     """theta_0 + lam * the task vectors' entries of largest magnitude."""
 
     order_invariant = True  # up to equal magnitudes
-    lam: float = option(0.5, help="scale of the merged task vector", ge=0)
+    lam: float = option(0.5, help="scale of the merged task vector", ge=0, search=(0.1, 2.0))
     largest: Weights = state()
 
     def merge(self, task: Task) -> Weights:
@@ -35,7 +35,7 @@ class MagMax(TaskVectorRule):
 class RandMix(TaskVectorRule):
     """theta_0 + lam * a task vector's entries, the task drawn entry by entry."""
 
-    lam: float = option(1.0, help="scale of the mixed task vector", ge=0)
+    lam: float = option(1.0, help="scale of the mixed task vector", ge=0, search=(0.1, 2.0))
     chosen: Weights = state()
 
     def merge(self, task: Task) -> Weights:

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 class OPCM(TaskVectorRule):
     """Sum of projected task vectors, at the mean length of a task vector."""
 
-    alpha: float = option(0.5, help="part of the sum of singular values whose block is removed", ge=0, le=1)
+    alpha: float = option(
+        0.5, help="part of the sum of singular values whose block is removed", ge=0, le=1, search=(0.1, 1.0)
+    )
     fusionbench: bool = option(False, help="arbitrary null space, and alpha 1 removes nothing, as in FusionBench")
     A: Weights = state()
     norms: float = state(0.0)

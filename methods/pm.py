@@ -32,7 +32,7 @@ from bench.method import Rule, Task, Trainer, Weights, method, option, rule, sta
 class Perturb(Trainer):
     """The loss at theta_start + {1, 1 + eps, 1 - eps} (theta - theta_start)."""
 
-    eps: float = option(0.5, help="size of the perturbation relative to Delta", ge=0)
+    eps: float = option(0.5, help="size of the perturbation relative to Delta", ge=0, search=(0.1, 1.0))
 
     def weights(self, theta: Weights, start: Weights, rng: np.random.Generator) -> Weights:
         """One draw a step; the gradient flows through the scaled difference."""
@@ -44,7 +44,7 @@ class Perturb(Trainer):
 class Gauss(Trainer):
     """Ablation: a Gaussian direction instead of Delta, of the same norm in every tensor, signs and odds as above."""
 
-    eps: float = option(0.5, help="norm of the noise relative to Delta's, tensor by tensor", ge=0)
+    eps: float = option(0.5, help="norm of the noise relative to Delta's, tensor by tensor", ge=0, search=(0.1, 1.0))
 
     def weights(self, theta: Weights, start: Weights, rng: np.random.Generator) -> Weights:
         """theta +- eps ||Delta_l|| n_l / ||n_l||."""

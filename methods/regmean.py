@@ -32,7 +32,9 @@ class RegMean(Rule):
     """Regression of every layer's outputs; the mean elsewhere."""
 
     data, order_invariant = "unlabelled", True
-    a: float = option(0.95, help="factor of the off-diagonal Gram entries", ge=0, le=1)
+    a: float = option(
+        0.95, help="factor of the off-diagonal Gram entries", ge=0, le=1, search=[0.5, 0.7, 0.8, 0.9, 0.95, 0.99]
+    )
     samples: int = option(256, help="images of the current task", ge=1)
     ridge: float = option(1e-6, help="drawn to the mean, relative to the Gram's mean diagonal", ge=0)
     G: dict[str, Tensor] = state(dict)  #: by tensor, sum of G_i; of tensors that are averaged, their number

@@ -18,7 +18,7 @@ class TaskArithmetic(TaskVectorRule):
     """theta_0 + lam * sum of task vectors."""
 
     order_invariant = True
-    lam: float = option(0.3, help="scale of the sum", ge=0)
+    lam: float = option(0.3, help="scale of the sum", ge=0, search=(0.05, 1.5))
     over_t: bool = option(False, help="use lam / t")
     total: Weights = state()
 

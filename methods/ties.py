@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 class Ties(TaskVectorRule):
     """theta_0 + lam * TIES of the task vectors."""
 
-    density: float = option(0.2, help="share of entries of a task vector that stay", gt=0, le=1)
+    density: float = option(0.2, help="share of entries of a task vector that stay", gt=0, le=1, search=(0.05, 1.0))
     combine: Combine = option("mean", help="how entries that agree with the elected sign become one")
-    lam: float = option(1.0, help="scale of the merged task vector", ge=0)
+    lam: float = option(1.0, help="scale of the merged task vector", ge=0, search=(0.2, 2.0))
     mode: Literal["recompute", "fold", "fold_fusionbench"] = option("recompute", help="from all tasks, or from two")
     like: Literal["ours", "fusionbench", "mergekit"] = option("ours", help="whose count of entries and cancelled sign")
     kept: list[Weights] = state(list)  #: trimmed task vectors, mode recompute

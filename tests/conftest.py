@@ -10,7 +10,7 @@ from hypothesis import settings
 from toy import Golden
 
 from bench.backbone import Backbone
-from bench.config import ProtocolConfig, load_dataset_config, load_protocol
+from bench.config import ProtocolConfig, load_dataset_config, load_protocol, shown_image
 from bench.data.dataset import Dataset, load_dataset
 from bench.registry import Registry
 from bench.stream import Stream
@@ -43,13 +43,14 @@ def stream(digits: Dataset) -> Stream:
 
 @pytest.fixture(scope="session")
 def backbone(protocol: ProtocolConfig) -> Backbone:
-    return Backbone(protocol, load_dataset_config("digits", []).image)
+    return Backbone(protocol, shown_image(protocol, load_dataset_config("digits", [])))
 
 
 @pytest.fixture(scope="session")
 def full_backbone() -> Backbone:
     """All weights adapted."""
-    return Backbone(load_protocol("embedded", {"adapter.kind": "full"}), load_dataset_config("digits", []).image)
+    full = load_protocol("embedded", {"adapter": "full"})
+    return Backbone(full, shown_image(full, load_dataset_config("digits", [])))
 
 
 @pytest.fixture

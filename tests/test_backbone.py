@@ -17,17 +17,24 @@ from torch import Tensor, nn
 
 from bench.backbone import Backbone, Frozen, Full, LoRA, SplitQKV
 from bench.code import ROOT
-from bench.config import ImageConfig, ProtocolConfig, load_dataset_config, load_protocol, weights_file
+from bench.config import (
+    ImageConfig,
+    ProtocolConfig,
+    load_dataset_config,
+    load_protocol,
+    shown_image,
+    weights_file,
+)
 from bench.errors import UserError
 from bench.evaluate import predict
-from bench.heads import new_head
+from bench.heads import concatenate, new_head
 from bench.method import Trainer
 from bench.pretrain import pretrain
 from bench.stream import Stream
 from bench.train import train
 from bench.weights import Weights
 
-IMAGE = load_dataset_config("digits", []).image
+IMAGE = shown_image(load_protocol("embedded"), load_dataset_config("digits", []))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +167,8 @@ def test_dense_forward_in_float64_equals_pefts_far_below_float32(backbone: Backb
     double = copy.copy(backbone)
     double.module = copy.deepcopy(backbone.module).double()
     double.pretrained = Weights.of({n: t.double() for n, t in backbone.pretrained.items()})
-    double._mean, double._std = backbone._mean.double(), backbone._std.double()
+    double.transform = copy.copy(backbone.transform)
+    double.transform.mean, double.transform.std = backbone.transform.mean.double(), backbone.transform.std.double()
     model, layers = peft_model(double, 1.0)
     for layer in layers.values():
         layer.double()
@@ -263,7 +271,7 @@ def test_full_adapter_is_the_weights_themselves(full_backbone: Backbone, x: Tens
     with torch.no_grad():
         vector.zero_()
     assert start.digest() == before
-    with pytest.raises(UserError, match=r"adapter\.kind=full has no LoRA factor"):
+    with pytest.raises(UserError, match=r"adapter=full has no LoRA factor"):
         full_backbone.adapter(start, "B", 0)
 
 
@@ -280,7 +288,7 @@ def test_training_and_predicting_leave_theta_0_and_the_module_alone(
         start = model.pretrained
         before = start.digest(), {n: p.clone() for n, p in model.module.state_dict().items()}
         learnt = train(model, stream, stream.tasks[:1], Trainer(), start, protocol, run_seed=0)
-        predict(model, learnt.weights, learnt.heads, stream, stream.tasks[:1], 100)
+        predict(model, learnt.weights, concatenate(learnt.heads), stream, stream.tasks[:1], 100)
         assert learnt.weights.digest() != before[0]
         assert start.digest() == before[0]
         assert all(torch.equal(p, before[1][n]) for n, p in model.module.state_dict().items())

@@ -298,7 +298,7 @@ def test_every_grid_option_changes_the_plan() -> None:
     assert len(base) == 6
     changed = [
         ids("--tasks", "2"), ids("--start", "previous"), ids("--seeds", "3-5"), ids("--class-order-seed", "7"),
-        ids("--run-seed", "7"), ids("--protocol-set", "adapter.rank=4"), ids("--eval-split", "val"),
+        ids("--run-seed", "7"), ids("--protocol-set", "lora.rank=4"), ids("--eval-split", "val"),
         ids("--datasets", "glyphs"), ids("--methods", "ewc"),
     ]  # fmt: skip
     assert all(not (base & other) or other != base for other in changed)

@@ -204,7 +204,7 @@ def test_damaged_folder_is_rebuilt(tmp_path: Path, file: str, damage: Any) -> No
     load_dataset(config, tmp_path)
     folder = tmp_path / "prepared" / f"digits-{prepared_key(config)}"
     damage(folder / file)
-    left_by_a_killed_process = folder.with_name(folder.name + ".tmp")
+    left_by_a_killed_process = folder.with_name(folder.name + ".killed.tmp")
     left_by_a_killed_process.mkdir()
     (left_by_a_killed_process / "train_images.npy").write_bytes(b"half")
     assert load_dataset(config, tmp_path).digest == DIGITS_DIGEST

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from bench.cli import cli
 from bench.config import ProtocolConfig, load_dataset_config, load_protocol, load_suite
-from bench.data.dataset import load_dataset
+from bench.data.dataset import availability, load_dataset
 from bench.errors import UserError
+from bench.options import alternatives
 from bench.registry import Registry
 
 ROOT = Path(__file__).parent.parent
@@ -133,11 +134,14 @@ def test_right_spellings_are_right(tmp_path: Path) -> None:
 
 # ---- configuration -------------------------------------------------------------------------------------------------
 def test_the_dataset_on_the_page_can_be_prepared(tmp_path: Path) -> None:
-    (text,) = blocks(DATASETS, "yaml")
+    text, *own = blocks(DATASETS, "yaml")
     file = tmp_path / "digits_half.yaml"
     file.write_text(text, encoding="utf-8")
     dataset = load_dataset(load_dataset_config("digits_half", [tmp_path]), tmp_path)  # compares counts
     assert len(dataset.train_labels) == yaml.safe_load(text)["train"]
+    for of_a_user in own:
+        file.write_text(of_a_user, encoding="utf-8")
+        assert "not found" in str(availability(load_dataset_config("digits_half", [tmp_path]), tmp_path))
 
 
 def test_the_protocol_on_the_page_is_valid_and_has_the_shipped_weights(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_the_protocol_on_the_page_is_valid_and_has_the_shipped_weights(tmp_path:
     file.write_text(text, encoding="utf-8")
     own, shipped = load_protocol(str(file)), load_protocol("embedded")
     assert own.backbone.options == shipped.backbone.options
-    assert own.adapter.rank == 2
+    assert own.lora.rank == 2
 
 
 def test_every_protocol_field_is_in_the_table() -> None:
@@ -212,7 +216,7 @@ def test_clmerge_commands_parse_and_name_what_exists(tmp_path: Path) -> None:
         told = context.params if context else {}
         for name in re.split(r"[\s,]+", told.get("datasets") or "all"):
             assert Path(name).stem in keys, f"{page}: no dataset {name}"
-        overrides = {k: yaml.safe_load(v) for k, v in (s.split("=", 1) for s in told.get("settings") or ())}
+        overrides = {k: values[0] for k, values in alternatives(told.get("settings") or ()).items()}
         tuned = load_protocol("embedded", overrides).tuned
         for spelling in re.split(r"\s+|,(?![\w.]+=)", told.get("methods") or "pm"):
             own[page].resolve(spelling, tuned, where=page)

@@ -49,6 +49,13 @@ def test_every_named_method_resolves_to_itself_and_its_variant_back_to_it(regist
         ("joint@merged", "joint", "joint+last@pretrained"),
         ("linear_probe@previous", "linear_probe", "frozen+last@pretrained"),
         ("trm:rule.steps=0", "trm_init", "plain+trm@merged:steps=0"),
+        ("average@merged/ncm", "average@merged/ncm", "plain+average@merged/ncm"),
+        ("pm/refit:eps=0.3", "perturb+pm_alpha@merged/refit:eps=0.3", "perturb+pm_alpha@merged/refit:eps=0.3"),
+        ("ties@pretrained/ridge:density=0.1", "ties@pretrained/ridge:density=0.1", "plain+ties@pretrained/ridge:density=0.1"),
+        ("linear_probe/ridge", "ridge", "frozen+last@pretrained/ridge"),
+        ("ncm", "ncm", "frozen+last@pretrained/ncm"),
+        ("ncm/linear", "frozen+last@pretrained/linear", "frozen+last@pretrained/linear"),
+        ("average/linear", "average@pretrained/linear", "plain+average@pretrained/linear"),
     ],
 )  # fmt: skip
 def test_grammar(registry: Registry, spelling: str, key: str, variant: str) -> None:
@@ -74,6 +81,11 @@ def test_grammar(registry: Registry, spelling: str, key: str, variant: str) -> N
         ("perturb+average", "does not say where training starts; write one of perturb+average@pretrained"),
         ("pm average", "is not [trainer+]rule[@start]"),
         ("", "is not [trainer+]rule[@start]"),
+        ("pm/rigde", "unknown head 'rigde'; did you mean 'ridge'?"),
+        ("pm/", "unknown head ''"),
+        ("pm@merged:eps=1/ncm", "eps='1/ncm': Input should be a valid number"),
+        ("pm/ncm@merged", "is not [trainer+]rule[@start][/head]"),
+        ("perturb+average/ncm:x=1", "write one of perturb+average@pretrained/ncm, "),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_with_the_nearest_match(registry: Registry, spelling: str, told: str) -> None:
@@ -166,8 +178,9 @@ def test_importing_changes_no_global_state_and_the_fast_path_loads_no_torch() ->
 
 def test_the_harness_names_no_plugin(registry: Registry) -> None:
     keys = set(registry.methods) | set(registry.rules) | set(registry.trainers)
-    # "plain" is the base class's own key; the others are words that the harness uses for other things.
-    keys -= {"plain", "last", "joint", "average", "experts", "frozen", "fisher"}
+    # "plain" is the base class's own key; the others are words that the harness uses for other things: kinds of
+    # heads and statistics, a protocol preset.
+    keys -= {"plain", "last", "joint", "average", "experts", "frozen", "fisher", "ncm", "ridge", "magmax"}
     for file in sorted((ROOT / "bench").rglob("*.py")):
         text = file.read_text()
         found = {key for key in keys if re.search(rf"""['"]{re.escape(key)}['"]""", text)}

@@ -84,7 +84,7 @@ def test_a_tasks_training_does_not_depend_on_its_place_in_the_stream(
 ) -> None:
     """The same classes in the same order, first in one class order and second in another: the same bits."""
     order = stream.class_order
-    monkeypatch.setattr(stream_module, "class_order", lambda classes, seed: [*order[5:], *order[:5]])
+    monkeypatch.setattr(stream_module, "class_order", lambda classes, seed, kind: [*order[5:], *order[:5]])
     turned = Stream(digits, 2, class_order_seed=1)
     assert turned.tasks[1].classes == stream.tasks[0].classes
     assert bits(run(tasks=slice(1, 2), on=turned)) == bits(plain)
@@ -322,7 +322,7 @@ def test_by_products_lie_in_the_store_with_the_training(stream: Stream, tmp_path
 
 def test_training_learns(run: Train, backbone: Backbone, stream: Stream) -> None:
     learnt = run(epochs=3)
-    [predicted], _ = predict(backbone, learnt.weights, learnt.heads, stream, stream.tasks[:1], 100)
+    [predicted], _ = predict(backbone, learnt.weights, concatenate(learnt.heads), stream, stream.tasks[:1], 100)
     correct, total = count(predicted, stream, stream.tasks[0])
     assert correct > 0.6 * total  # chance is 20 %
     assert all(not h.weight.requires_grad for h in learnt.heads)
@@ -442,7 +442,7 @@ def test_counts_do_not_depend_on_the_batch(
     tasks = [t.__class__(**{**t.__dict__, "test": t.test[: 101 + 3 * t.t]}) for t in stream.tasks]  # 104 and 107
 
     def counts(batch: int) -> list[tuple[int, int]]:
-        told = predict(backbone, weights, heads, part, tasks, batch)
+        told = predict(backbone, weights, concatenate(heads), part, tasks, batch)
         return [count(p, part, t) for kind in told for p, t in zip(kind, tasks, strict=True)]
 
     assert counts(batch) == counts(250)
@@ -453,8 +453,8 @@ def test_predictions_are_argmax_over_seen_and_over_the_true_tasks_columns(
     backbone: Backbone, stream: Stream, two_heads: tuple[Weights, list[Head]]
 ) -> None:
     weights, heads = two_heads
-    everywhere, within = predict(backbone, weights, heads, stream, stream.tasks, 100)
-    again = predict(backbone, weights, heads, stream, stream.tasks, 100)
+    everywhere, within = predict(backbone, weights, concatenate(heads), stream, stream.tasks, 100)
+    again = predict(backbone, weights, concatenate(heads), stream, stream.tasks, 100)
     with torch.no_grad():
         for t, task in enumerate(stream.tasks):
             features = torch.cat([backbone.features(weights, stream.test_images[p]) for p in task.test.split(100)])
@@ -472,7 +472,7 @@ def test_predictions_are_argmax_over_seen_and_over_the_true_tasks_columns(
 
 def test_ties_go_to_the_lowest_column(backbone: Backbone, stream: Stream) -> None:
     flat = [Head(torch.zeros(5, backbone.dim), torch.zeros(5)) for _ in range(2)]
-    everywhere, within = predict(backbone, backbone.pretrained, flat, stream, stream.tasks, 250)
+    everywhere, within = predict(backbone, backbone.pretrained, concatenate(flat), stream, stream.tasks, 250)
     assert all(not bool(p.any()) for p in everywhere)
     assert [set(p.tolist()) for p in within] == [{0}, {5}]
 
@@ -481,7 +481,7 @@ def test_only_heads_seen_so_far_can_be_predicted(
     backbone: Backbone, stream: Stream, two_heads: tuple[Weights, list[Head]]
 ) -> None:
     weights, heads = two_heads
-    [predicted], _ = predict(backbone, weights, heads[:1], stream, stream.tasks[:1], 250)
+    [predicted], _ = predict(backbone, weights, heads[0], stream, stream.tasks[:1], 250)
     assert int(predicted.max()) < 5
 
 

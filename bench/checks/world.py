@@ -37,7 +37,7 @@ PROTOCOL = ProtocolConfig.model_validate(
             "options": {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2,
                         "mlp_ratio": 2, "class_token": False, "global_pool": "avg"},
         },
-        "adapter": {"rank": 2},
+        "lora": {"rank": 2},
         "train": {"epochs": 2, "batch": 8, "lr": 0.05, "head_lr": 0.1},
         "head": {"init_std": 0.1},
         "fisher_samples": 16,
@@ -124,7 +124,7 @@ class World:
     @cached_property
     def protocol(self) -> ProtocolConfig:
         """:data:`PROTOCOL` with the adapter."""
-        return PROTOCOL.model_copy(update={"adapter": PROTOCOL.adapter.model_copy(update={"kind": self.adapter})})
+        return PROTOCOL.model_copy(update={"adapter": self.adapter})
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -139,7 +139,7 @@ class World:
 
     def _evaluation(self, backbone: Backbone) -> str:
         with torch.inference_mode():
-            features = backbone.features(backbone.pretrained, self.stream((0,)).test_images[:4])
+            features = backbone.features(backbone.pretrained, self.stream((0,)).test_images[torch.arange(4)])
         state = {n: t for n, t in backbone.module.state_dict().items() if t.is_floating_point()}
         modules = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in backbone.module.modules()]
         modes = torch.tensor(modules, device=features.device).float()

@@ -93,6 +93,7 @@ def asked_method(registry: Registry, name: str) -> Method:
     from bench.config import load_protocol
 
     head, colon, options = name.partition(":")
+    head, slash, kind = head.partition("/")
     alone = head.endswith("+")
     if alone:
         from bench.checks import ServeTrained
@@ -101,7 +102,9 @@ def asked_method(registry: Registry, name: str) -> Method:
         head += f"{ServeTrained.key}@previous"
     elif "@" not in head and ("+" in head or head not in registry.methods):
         head += "@merged"
-    method = registry.resolve(head + colon + options, load_protocol("embedded").tuned, where="clmerge check")
+    method = registry.resolve(
+        head + slash + kind + colon + options, load_protocol("embedded").tuned, where="clmerge check"
+    )
     if "steps=" not in options and method.rule_options.get("steps", 0) > QUICK_STEPS:
         method = dataclasses.replace(method, rule_options=method.rule_options | {"steps": QUICK_STEPS})
     return method

@@ -52,7 +52,7 @@ def replay(
     execution = Execution(results, data, places, "local", gpus_per_run=None, quiet=quiet or as_json)
     failed: dict[str, str] = {}
     if plan.to_run:
-        preflight(plan, results)
+        preflight(plan, results, data)
         try:
             failed = execute([plan.to_run], execution, threads=1).failed
         except Interrupted as stop:

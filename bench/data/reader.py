@@ -1,7 +1,9 @@
-"""What a reader of one layout hands back."""
+"""What a reader of one layout is, and what it hands back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,24 @@ class Arrays(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+
+
+class Listing(NamedTuple):
+    """Image files, decoded when the dataset is prepared."""
+
+    train_files: list[Path]
+    train_labels: np.ndarray  # int64 (N,), 0..classes-1
+    test_files: list[Path]
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+class Reader(NamedTuple):
+    """How one layout is read."""
+
+    version: int
+    read: Callable[[DatasetConfig, Path], Arrays | Listing]
+    why_not: Callable[[DatasetConfig, Path], str | None]  # a line with the command that mends it, or None
 
 
 def where(config: DatasetConfig) -> str:

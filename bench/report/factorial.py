@@ -102,15 +102,21 @@ class HeatMap:
 
 def blocks(config: FactorialConfig, rows: Sequence[Row], order: Sequence[str]) -> list[tables.Block]:
     """The two tables: every rule at the common start and trainer, and named methods at their own."""
-    common = [r for r in rows if r["start"] == config.start and (r["trainer"] or {}).get("key") == config.trainer]
+    common = [
+        r
+        for r in rows
+        if r["start"] == config.start and (r["trainer"] or {}).get("key") == config.trainer and not r.get("head")
+    ]
     own = [r for r in rows if r["method_status"] != "variant" and "@" not in str(r["method"])]
     about = f"Every rule at start {config.start}, trainer {config.trainer}"
     return [*tables.blocks(common, order, about), *tables.blocks(own, order, "The papers' own starts")]
 
 
 def heat_maps(config: FactorialConfig, rows: Iterable[Row]) -> list[HeatMap]:
-    """One a stream, of labelled rows whose backbone is trained task by task."""
-    factors = [r for r in rows if r["rule"] and (r["trainer"] or {}).get("adapt", True) and not _joint(r)]
+    """One a stream, of labelled rows whose backbone is trained task by task and that bring no head of their own."""
+    factors = [
+        r for r in rows if r["rule"] and (r["trainer"] or {}).get("adapt", True) and not _joint(r) and not r.get("head")
+    ]
     return [_heat_map(config, stream) for stream in grouped(factors, BLOCK).values()]
 
 

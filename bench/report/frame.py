@@ -52,8 +52,10 @@ def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset(
     """The rows of every split with what tables and figures need beyond the contract.
 
     Adds ``id, eval_split, reason, seconds`` (training alone plus merging), ``carried_image_bytes``, ``scalars`` (what
-    the rule logged, a dict a task), :data:`OF_METHOD` and the values of :func:`bench.metrics.more`. ``frozen`` marks a
-    baseline whose trainer adapts nothing but the heads; ``trainer`` and ``rule`` are dicts of key and options.
+    the rule logged, a dict a task), ``tuning`` (trials that were spent on the method and on what; empty where the
+    protocol was not tuned), :data:`OF_METHOD` and the values of :func:`bench.metrics.more`. ``frozen`` marks a
+    baseline whose trainer adapts nothing but the heads; ``trainer`` and ``rule`` are dicts of key and options; ``head``
+    is the kind that the method brings, if any.
     """
     out = []
     for record in records:
@@ -73,8 +75,10 @@ def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset(
                 "keeps_images": data.get("keeps_images") is True and image_bytes != 0,
                 "trainer": trainer | {"data": data.get("training")} if trainer else None,
                 "rule": rule or None,
+                "head": method.get("head"),
                 "carried_image_bytes": image_bytes,
                 "scalars": [_dict(_dict(task).get("scalars")) for task in _list(record.get("tasks"))],
+                "tuning": _tuning(record),
                 "reason": record.get("reason"),
                 "seconds": None if train is None or merge is None else train + merge,
             }
@@ -168,6 +172,12 @@ def _row(record: Record, stale: Collection[str]) -> Row:
     row: Row = {name: coordinates.get(name) for name in COORDINATES}
     row |= {"status": status} | metrics.row(record)
     return row | {name: totals.get(name) for name in COSTS} | {"digest": record.get("digest")}
+
+
+def _tuning(record: Record) -> dict[str, Any]:
+    protocol = _dict(record.get("protocol"))
+    tuning = _dict(protocol.get("tuning"))
+    return tuning and tuning | {"trials": tuning["trials"] if protocol.get("per_method") else 0}
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def _blocks(rows: list[Row], order: Sequence[str], about: str) -> list[Block]:
 
     lines = sorted((_line(group) for group in grouped(rows, ("method", "variant")).values()), key=place)
     notes = [SPLITS[rows[0]["eval_split"]]] if rows[0]["eval_split"] in SPLITS else []
+    notes += _budget(rows)
     frozen = [line for line in lines if line["frozen"] and line["forgetting"][0] is not None]
     for line in frozen:
         notes.append(
@@ -111,6 +112,20 @@ def _blocks(rows: list[Row], order: Sequence[str], about: str) -> list[Block]:
         if mine:
             found.append(Block(head, mine, notes, keeps))
     return found
+
+
+def _budget(rows: list[Row]) -> list[str]:
+    """What tuning was spent on each method, where the protocol was tuned."""
+    spent = {row["label"]: row["tuning"] for row in rows if row["tuning"]}
+    tuned = next((tuning for tuning in spent.values() if tuning["trials"]), None)
+    if tuned is None:
+        return []
+    streams = f"{', '.join(tuned['datasets'])}, T = {', '.join(map(str, tuned['tasks']))}"
+    none = [label for label, tuning in spent.items() if not tuning["trials"]]
+    return [
+        f"{tuned['trials']} tuning trials a method on the validation split of {streams}, repeats {tuned['repeats']}"
+        + (f"; none for {', '.join(none)}." if none else ".")
+    ]
 
 
 def legend(lines: Iterable[dict[str, Any]]) -> list[str]:

@@ -1,0 +1,119 @@
+"""``clmerge tune``: the same number of trials for every method, on validation streams; the winner is a protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.errors import UserError
+from bench.options import common, words
+from bench.registry import Registry, plugin_places
+
+
+@click.command()
+@click.option("--methods", required=True, help="Names or spellings, as of run.")
+@click.option("--datasets", required=True, help="Keys or YAML files.")
+@click.option("--tasks", help="Task counts; default: each dataset's first.")
+@click.option("--protocol", default="embedded", show_default=True, help="What is tuned: a preset or a YAML file.")
+@click.option("--trials", type=click.IntRange(1), default=8, show_default=True, help="Of each method.")
+@click.option("--repeats", default="100-102", show_default=True, help="Class orders to tune on; run refuses them.")
+@click.option("--space", type=click.Path(path_type=Path), help="A YAML file of what to search in place of defaults.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The protocol to write.")
+@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes at once.")
+@click.option("--gpus-per-run", type=click.FloatRange(0, 1), help="Share of a GPU for one process.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was chosen as JSON and nothing else.")
+@common
+def tune(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, methods: str, datasets: str, tasks: str | None,
+    protocol: str, trials: int, repeats: str, space: Path | None, out: Path, executor: Any, workers: int | None,
+    gpus_per_run: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Choose learning rates and options on validation images, with one budget for all methods.
+
+    \b
+    clmerge tune --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --out tuned.yaml
+    clmerge run  --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --protocol tuned.yaml
+    """
+    from bench.config import SuiteConfig, check, read_yaml
+    from bench.plan import describe, make_plan, pack, preflight
+    from bench.schedule import Execution, Interrupted, execute, slots
+    from bench.store import Store
+    from bench.tune import SpaceConfig, check_out, choose, plan_searches, write_protocol
+
+    check_out(out, protocol)
+    if repeats.strip().isdigit():  # of --seeds that is a count, and hundreds of repeats where one was meant
+        raise UserError(f"--repeats: {repeats} would be a count; write a span (100-102) or a list ({repeats},)")
+    registry, places = Registry.load(plugins), tuple(plugin_places(plugins)[1:])
+    folders = [place for place in places if place.is_dir()]
+    asked = {
+        "key": "tune", "protocol": [protocol], "datasets": words(datasets, "--datasets"), "seeds": repeats,
+        "tasks": words(tasks, "--tasks") if tasks else [], "methods": words(methods, "--methods"), "eval_split": "val",
+    }  # fmt: skip
+    suite = check(asked, SuiteConfig, "command line")
+    wanted = read_yaml(space, SpaceConfig) if space else SpaceConfig()
+    searches = plan_searches(suite, trials, wanted, registry, data, folders)
+    cells = {cell.id: cell for search in searches for trial in search.trials for cell in trial.cells}
+    if not cells:
+        raise UserError("--methods: none of these has anything to tune; name others, or give --space")
+    suite = suite.model_copy(update={"tasks": sorted({cell.n_tasks for cell in cells.values()})})
+    # Scores of another version of the code are not comparable with those that are still to come.
+    plan = make_plan(list(cells.values()), {}, results, Store(results / "cache"), rerun=["stale"])
+    execution = Execution(
+        results, data, places, executor, gpus_per_run=gpus_per_run, workers=workers, quiet=quiet or as_json
+    )
+    threads = max(cell.protocol.threads for cell in plan.cells)
+    processes = slots(execution, threads)
+    if not execution.quiet:
+        click.echo(describe(plan, suite, results, processes))
+    failed: dict[str, str] = {}
+    if plan.to_run:
+        preflight(plan, results, data)
+        try:
+            failed = execute(pack(plan.to_run, processes), execution, threads).failed
+        except Interrupted as stop:
+            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
+            sys.exit(130)
+    choices = [choose(search, results) for search in searches]
+    if all(choice.values is None for choice in choices):
+        raise UserError("clmerge tune: no trial of any method finished, so nothing is written")
+    write_protocol(out, suite, choices, trials)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(choice) for choice in choices], indent=1))
+    else:
+        _print(choices, trials, suite)
+        if not quiet:
+            click.echo(f"{out}: clmerge run --protocol {out} takes it, on other repeats than {repeats}")
+    unfinished = [c.name for c in choices if c.spent and c.values is None]
+    if failed:
+        told = f"; no trial of {', '.join(unfinished)} finished" if unfinished else ""
+        click.echo(f"{len(failed)} of {len(cells)} cells failed; the same command tries them again{told}", err=True)
+        sys.exit(1)
+
+
+def _print(choices: list[Any], trials: int, suite: Any) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    streams = f"{', '.join(suite.datasets)}, T = {', '.join(map(str, suite.tasks))}"
+    title = f"Mean A_last on the validation split of {streams}, repeats {suite.seeds}, protocol {suite.protocols[0]}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("Method", "Chosen"):
+        table.add_column(column)
+    for column in ("Chosen %", "Defaults %", "Trials spent"):
+        table.add_column(column, justify="right")
+    for c in choices:
+        values = ", ".join(f"{name}={value}" for name, value in (c.values or {}).items()) or "defaults"
+        if not c.spent:
+            values = "nothing to tune"
+        elif c.values is None:
+            values = "no trial finished"
+        scores = [f"{s:.1f}" if s is not None else "-" for s in (c.score, c.default)]
+        table.add_row(c.name, values, *scores, f"{c.spent} of {trials}")
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
