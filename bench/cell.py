@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from bench.backbone import Backbone
-from bench.config import shown_image
 from bench.data.dataset import load_dataset
 from bench.environment import environment
 from bench.evaluate import count, predict, training_features
@@ -28,6 +27,7 @@ from bench.grid import Cell
 from bench.heads import Head, concatenate
 from bench.memory import nbytes
 from bench.method import Rule, Trainer
+from bench.presets import shown_image
 from bench.record import FORMAT, counts_sha256
 from bench.replay import ReplayCell, keep_config, keep_task
 from bench.resume import Heartbeat, Progress, SoFar, resume, save

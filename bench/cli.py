@@ -22,9 +22,10 @@ from bench.commands.replay import replay
 from bench.commands.table import print_table, stale_ids, table_rows
 from bench.commands.text import text
 from bench.commands.tune import tune
-from bench.config import EvalSplit, SuiteConfig, read_yaml
+from bench.config import EvalSplit, SuiteConfig
 from bench.errors import UserError
 from bench.options import asked_suite, common, grid
+from bench.presets import read_yaml
 from bench.registry import Registry, plugin_places
 
 
@@ -299,8 +300,8 @@ def pretrain(
     \b
     clmerge pretrain --out my_vit.safetensors
     """
-    from bench.config import load_dataset_config, load_protocol
     from bench.data.dataset import availability
+    from bench.presets import load_dataset_config, load_protocol
 
     recipe, config = load_protocol(protocol), load_dataset_config(dataset, [])
     why_not = availability(config, data)

@@ -13,21 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.code import code_of_class, code_of_modules
-from bench.config import (
-    DATASETS,
-    DatasetConfig,
-    ProtocolConfig,
-    SuiteConfig,
-    for_dataset,
-    load_dataset_config,
-    load_protocol,
-    shown_image,
-)
+from bench.config import DatasetConfig, ProtocolConfig, SuiteConfig
 from bench.data.dataset import availability, prepared_key
 from bench.errors import UserError
 from bench.method import Start
 from bench.order import boundaries, class_order
 from bench.per_method import check_names, for_method
+from bench.presets import DATASETS, for_dataset, load_dataset_config, load_protocol, shown_image
 from bench.registry import Method, Registry
 from bench.store import key_of
 from bench.text_rows import check_rows, rows_digest

@@ -27,8 +27,9 @@ from typing import Any
 
 import pydantic
 
-from bench.config import Section, read_yaml
+from bench.config import Section
 from bench.errors import UserError
+from bench.presets import read_yaml
 from bench.record import FORMAT, counts_sha256
 from bench.store import key_of, write_atomic
 

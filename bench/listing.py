@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from bench.config import DATASETS, PROTOCOLS, SUITES, load_dataset_config, load_protocol, load_suite
 from bench.data.dataset import availability
 from bench.errors import UserError
 from bench.method import Plugin, Rule, Trainer
+from bench.presets import DATASETS, PROTOCOLS, SUITES, load_dataset_config, load_protocol, load_suite
 from bench.registry import Registry, plugin_places
 
 Row = dict[str, Any]

@@ -13,8 +13,9 @@ from typing import Any, get_args
 import click
 import yaml
 
-from bench.config import EvalSplit, SuiteConfig, check, load_suite
+from bench.config import EvalSplit, SuiteConfig, check
 from bench.errors import UserError
+from bench.presets import load_suite
 
 Command = Callable[..., None]
 

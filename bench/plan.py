@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config import SuiteConfig, weights_file
+from bench.config import SuiteConfig
 from bench.data.dataset import prepared_folder, stored
 from bench.errors import UserError
 from bench.grid import Cell
+from bench.presets import weights_file
 from bench.record import read_record, read_records
 from bench.store import Store, write_atomic
 
@@ -201,7 +202,7 @@ def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | Non
     """The plan in a few lines."""
     cells = plan.cells
     datasets = ", ".join(dict.fromkeys(f"{c.dataset.key} T={c.n_tasks}" for c in cells))
-    methods = len({c.method.variant for c in cells})
+    methods = len({c.method.key for c in cells})
     repeats = len({(c.class_order_seed, c.run_seed) for c in cells})
     protocols = list(dict.fromkeys(c.protocol.key for c in cells))
     more = f", ... ({len(protocols)} in all)" if len(protocols) > 4 else ""

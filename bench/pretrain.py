@@ -12,11 +12,12 @@ from rich.progress import Progress
 
 from bench.backbone import Backbone
 from bench.cell import threads
-from bench.config import DatasetConfig, ProtocolConfig, shown_image
+from bench.config import DatasetConfig, ProtocolConfig
 from bench.data.dataset import load_dataset
 from bench.evaluate import count, predict
 from bench.heads import concatenate
 from bench.method import Trainer
+from bench.presets import shown_image
 from bench.store import save_plain
 from bench.stream import Stream
 from bench.train import train

@@ -22,19 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
-from bench.config import (
-    DatasetConfig,
-    ProtocolConfig,
-    Section,
-    check,
-    load_dataset_config,
-    read_yaml,
-    shown_image,
-)
+from bench.config import DatasetConfig, ProtocolConfig, Section, check
 from bench.errors import UserError
 from bench.grid import Cell
 from bench.method import Trainer
 from bench.order import boundaries
+from bench.presets import load_dataset_config, read_yaml, shown_image
 from bench.registry import Registry
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.config import PROTOCOLS, HeadConfig
+from bench.config import HeadConfig
 from bench.errors import UserError
+from bench.presets import PROTOCOLS
 
 if TYPE_CHECKING:
     import numpy as np

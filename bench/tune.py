@@ -17,10 +17,11 @@ import pydantic
 import yaml
 
 from bench import metrics
-from bench.config import PROTOCOLS, ProtocolConfig, Section, SuiteConfig, load_protocol
+from bench.config import ProtocolConfig, Section, SuiteConfig
 from bench.dotted import check_key, put
 from bench.errors import UserError
 from bench.grid import Cell, expand
+from bench.presets import PROTOCOLS, load_protocol
 from bench.record import read_record
 from bench.registry import Method, Registry
 from bench.store import write_atomic

@@ -10,8 +10,9 @@ import hashlib
 import textwrap
 from pathlib import Path
 
-from bench.config import ProtocolConfig, weights_file
+from bench.config import ProtocolConfig
 from bench.errors import UserError
+from bench.presets import weights_file
 
 HUB_FILE = "model.safetensors"
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")

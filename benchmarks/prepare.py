@@ -19,8 +19,9 @@ import numpy as np
 from joblib import cpu_count  # type: ignore[import-untyped]
 from PIL import Image
 
-from bench.config import DatasetConfig, ImageConfig, load_dataset_config
+from bench.config import DatasetConfig, ImageConfig
 from bench.data.dataset import Dataset, load_dataset
+from bench.presets import load_dataset_config
 
 EMBEDDED = ("glyphs", "glyphs_rot90", "glyphs_xor", "glyphs_base", "digits")
 PHOTO = (500, 400)

@@ -30,9 +30,9 @@ def measure(
     import torch
 
     from bench.backbone import Backbone
-    from bench.config import load_protocol
     from bench.data.dataset import Dataset
     from bench.method import Trainer
+    from bench.presets import load_protocol
     from bench.stream import Stream
     from bench.text import write_rows
     from bench.train import train

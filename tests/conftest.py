@@ -10,8 +10,9 @@ from hypothesis import settings
 from toy import Golden
 
 from bench.backbone import Backbone
-from bench.config import ProtocolConfig, load_dataset_config, load_protocol, shown_image
+from bench.config import ProtocolConfig
 from bench.data.dataset import Dataset, load_dataset
+from bench.presets import load_dataset_config, load_protocol, shown_image
 from bench.registry import Registry
 from bench.stream import Stream
 

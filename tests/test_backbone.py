@@ -17,18 +17,12 @@ from torch import Tensor, nn
 
 from bench.backbone import Backbone, Frozen, Full, LoRA, SplitQKV
 from bench.code import ROOT
-from bench.config import (
-    ImageConfig,
-    ProtocolConfig,
-    load_dataset_config,
-    load_protocol,
-    shown_image,
-    weights_file,
-)
+from bench.config import ImageConfig, ProtocolConfig
 from bench.errors import UserError
 from bench.evaluate import predict
 from bench.heads import concatenate, new_head
 from bench.method import Trainer
+from bench.presets import load_dataset_config, load_protocol, shown_image, weights_file
 from bench.pretrain import pretrain
 from bench.stream import Stream
 from bench.train import train

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.code import ROOT
-from bench.config import SuiteConfig, for_dataset, load_dataset_config, load_protocol, load_suite
+from bench.config import SuiteConfig
 from bench.data.dataset import availability
 from bench.dotted import merged
 from bench.errors import UserError
@@ -16,6 +16,7 @@ from bench.grid import Cell, cell_of, expand, parse_seeds
 from bench.options import alternatives
 from bench.order import class_order
 from bench.plan import describe, make_plan, pack, preflight
+from bench.presets import for_dataset, load_dataset_config, load_protocol, load_suite
 from bench.registry import Registry
 from bench.store import Store
 

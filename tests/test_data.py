@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as any_array
 
-from bench.config import DatasetConfig, load_dataset_config
+from bench.config import DatasetConfig
 from bench.data import dataset as module
 from bench.data import glyphs
 from bench.data.dataset import Dataset, availability, load_dataset, prepared_key
 from bench.data.digits import enlarge
 from bench.errors import UserError
+from bench.presets import load_dataset_config
 
 STREAMS = ("glyphs", "glyphs_rot90", "glyphs_xor")
 EMBEDDED = (*STREAMS, "glyphs_base", "digits")

@@ -14,10 +14,11 @@ import yaml
 from click.testing import CliRunner
 
 from bench.cli import cli
-from bench.config import ProtocolConfig, load_dataset_config, load_protocol, load_suite
+from bench.config import ProtocolConfig
 from bench.data.dataset import availability, load_dataset
 from bench.errors import UserError
 from bench.options import alternatives
+from bench.presets import load_dataset_config, load_protocol, load_suite
 from bench.registry import Registry
 
 ROOT = Path(__file__).parent.parent

@@ -17,9 +17,10 @@ from rich.console import Console
 from scipy import stats
 
 from bench.cli import cli
-from bench.config import SuiteConfig, load_suite, read_yaml
+from bench.config import SuiteConfig
 from bench.errors import UserError
 from bench.grid import cell_of, expand
+from bench.presets import load_suite, read_yaml
 from bench.registry import Registry
 from bench.report import ReportConfig, build_report, factorial, figures, frame, tables, write_report
 

@@ -21,12 +21,13 @@ from torch.nn.functional import cross_entropy, normalize
 from bench.backbone import Backbone
 from bench.cell import run_cell
 from bench.cli import cli
-from bench.config import HeadConfig, ProtocolConfig, load_protocol
+from bench.config import HeadConfig, ProtocolConfig
 from bench.errors import UserError
 from bench.evaluate import training_features
 from bench.grid import Cell
 from bench.heads import Head, concatenate, training_heads
 from bench.method import Trainer
+from bench.presets import load_protocol
 from bench.seeds import torch_rng
 from bench.serving import KINDS, RIDGES, Features, Serving, serving_of
 from bench.stream import Stream, TaskData

@@ -41,10 +41,11 @@ from trees import (
 )
 
 from bench.code import ROOT
-from bench.config import Section, load_dataset_config
+from bench.config import Section
 from bench.data.layouts import LAYOUTS, image_folder
 from bench.data.layouts.folders import natural
 from bench.data.reader import Arrays, Listing
+from bench.presets import load_dataset_config
 
 
 @pytest.mark.parametrize("key", SHIPPED)

@@ -29,7 +29,8 @@ from trees import (
     write,
 )
 
-from bench.config import DatasetConfig, load_dataset_config
+from bench.config import DatasetConfig
+from bench.presets import load_dataset_config
 
 
 @pytest.mark.parametrize(

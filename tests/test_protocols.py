@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from bench.backbone import Backbone
 from bench.cli import cli
-from bench.config import DATASETS, PROTOCOLS, for_dataset, load_dataset_config, load_protocol, shown_image
 from bench.heads import Head
+from bench.presets import DATASETS, PROTOCOLS, for_dataset, load_dataset_config, load_protocol, shown_image
 from bench.train import _rate
 
 PRESETS = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))

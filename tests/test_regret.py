@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from scipy import stats
 
-from bench.config import read_yaml
+from bench.presets import read_yaml
 from bench.report import ReportConfig, figures, frame, regret, write_report
 
 ROOT = Path(__file__).parents[1]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bench.cli import cli
 from bench.code import ROOT
-from bench.config import load_dataset_config, load_protocol, weights_file
 from bench.data.dataset import load_dataset
+from bench.presets import load_dataset_config, load_protocol, weights_file
 
 TINY = ["--protocol-set", "train.epochs=1", "--protocol-set", "per_dataset={}", "--executor", "local", "--quiet"]
 

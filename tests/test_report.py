@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.config import read_yaml
 from bench.errors import UserError
+from bench.presets import read_yaml
 from bench.record import Damaged, check, counts_sha256, read_records
 from bench.report import ReportConfig, build_report, contrasts, figures, frame, tables, verify, write_report
 

@@ -15,12 +15,13 @@ from torch.nn.functional import cross_entropy
 from bench import stream as stream_module
 from bench.backbone import Backbone, LoRA
 from bench.cell import Workbench, _train_or_load
-from bench.config import ProtocolConfig, SuiteConfig, TrainConfig, load_protocol
+from bench.config import ProtocolConfig, SuiteConfig, TrainConfig
 from bench.data.dataset import Dataset
 from bench.evaluate import count, predict
 from bench.grid import expand
 from bench.heads import Head, concatenate, new_head
 from bench.method import Trainer
+from bench.presets import load_protocol
 from bench.registry import Registry
 from bench.seeds import derive
 from bench.store import Store

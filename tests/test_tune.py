@@ -14,9 +14,10 @@ from test_config import REGISTRY, cells_of, written
 
 from bench.cli import cli
 from bench.code import ROOT
-from bench.config import SuiteConfig, load_protocol
+from bench.config import SuiteConfig
 from bench.errors import UserError
 from bench.grid import cell_of
+from bench.presets import load_protocol
 from bench.report import build_report
 from bench.tune import Range, SpaceConfig, axes_of, check_out, choose, plan_searches, points, write_protocol
 

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.backbone import Backbone
-from bench.config import ImageConfig, ProtocolConfig, load_protocol
+from bench.config import ImageConfig, ProtocolConfig
 from bench.errors import UserError
+from bench.presets import load_protocol
 from bench.weights_files import check_weights, find_weights, weights_digest
 
 TAGGED = "vit_tiny_patch16_224.augreg_in21k"

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from bench.config import DATASETS, DatasetConfig, load_dataset_config
+from bench.config import DatasetConfig
 from bench.data.layouts import LAYOUTS
 from bench.errors import UserError
+from bench.presets import DATASETS, load_dataset_config
 
 SHIPPED = [
     path.stem for path in sorted(DATASETS.glob("*.yaml")) if load_dataset_config(path.stem, []).layout in LAYOUTS

@@ -90,7 +90,7 @@ def asked_method(registry: Registry, name: str) -> Method:
     Raises:
         UserError: as :meth:`bench.registry.Registry.resolve` has it.
     """
-    from bench.config import load_protocol
+    from bench.presets import load_protocol
 
     head, colon, options = name.partition(":")
     head, slash, kind = head.partition("/")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from bench.config import DATASETS, DatasetConfig, ImageConfig, for_dataset, load_dataset_config, load_protocol
+from bench.config import DatasetConfig, ImageConfig
 from bench.errors import UserError
 from bench.options import common
+from bench.presets import DATASETS, for_dataset, load_dataset_config, load_protocol
 from bench.registry import plugin_places
 
 NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")

@@ -36,8 +36,8 @@ def text(
     clmerge run --protocol magmax --datasets cifar100 --protocol-set head.text=$PWD/rows/cifar100.safetensors
     """
     from bench import text as zero_shot
-    from bench.config import for_dataset, load_dataset_config, load_protocol
     from bench.data.dataset import load_dataset
+    from bench.presets import for_dataset, load_dataset_config, load_protocol
 
     config = load_dataset_config(dataset, list(plugins))
     phrases = zero_shot.templates(config.key, templates or zero_shot.TEMPLATES)

@@ -40,8 +40,9 @@ def tune(
     clmerge tune --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --out tuned.yaml
     clmerge run  --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --protocol tuned.yaml
     """
-    from bench.config import SuiteConfig, check, read_yaml
+    from bench.config import SuiteConfig, check
     from bench.plan import describe, make_plan, pack, preflight
+    from bench.presets import read_yaml
     from bench.schedule import Execution, Interrupted, execute, slots
     from bench.store import Store
     from bench.tune import SpaceConfig, check_out, choose, plan_searches, write_protocol

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
-from bench.config import Section, read_yaml
+from bench.config import Section
 from bench.errors import UserError, unknown
+from bench.presets import read_yaml
 from bench.record import read_records
 from bench.report import contrasts, factorial, regret, tables
 from bench.report.factorial import FactorialConfig
