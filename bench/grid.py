@@ -230,7 +230,6 @@ def expand(
     """
     here, blocked = all_datasets(data, folders) if "all" in suite.datasets else ([], {})
     named = [name for name in suite.datasets if name != "all"]
-    datasets = {name: _stream_dataset(name, suite, data, folders) for name in dict.fromkeys([*named, *here])}
     repeats = [
         (repeat if class_order_seed is None else class_order_seed, repeat if run_seed is None else run_seed)
         for repeat in parse_seeds(suite.seeds)
@@ -239,11 +238,13 @@ def expand(
     trainers: list[str | None] = [*suite.trainers] or [None]
     cells: dict[str, Cell] = {}
     load = cache(load_protocol_of(registry, suite, repeats))
-    for name, dataset in datasets.items():
+    for name in dict.fromkeys([*named, *here]):
+        dataset = load_dataset_config(name, folders)
         for preset, chosen in product(suite.protocols or [dataset.protocol], suite.alternatives()):
             changes = {**chosen, **(overrides or {})}
             adapted = for_dataset(load(preset, json.dumps(changes, sort_keys=True)), dataset.key)
             try:
+                _check_stream(dataset, suite, data)
                 _check_backbone(adapted, dataset)
             except UserError as error:
                 if name in named:
@@ -280,6 +281,25 @@ def load_protocol_of(
     return load
 
 
+def _check_stream(dataset: DatasetConfig, suite: SuiteConfig, data: Path) -> None:
+    """Whether the dataset is a stream, is there, and has classes for every task.
+
+    Raises:
+        UserError: it is not, or has not.
+    """
+    if dataset.role != "stream":
+        raise UserError(f"datasets: {dataset.key!r} is for pre-training the backbone, not a stream")
+    why_not = availability(dataset, data)
+    if why_not is not None:
+        raise UserError(f"dataset {dataset.key!r} is not on this machine: {why_not}")
+    for n_tasks in suite.tasks:
+        if not 1 <= n_tasks <= dataset.classes:
+            raise UserError(
+                f"tasks: {n_tasks} tasks do not fit {dataset.key!r}, which has {dataset.classes} classes; "
+                f"use 1 to {dataset.classes}"
+            )
+
+
 def _check_backbone(protocol: ProtocolConfig, dataset: DatasetConfig) -> None:
     """Whether the weights can be had and the model takes what it would be shown, as far as its options tell.
 
@@ -294,22 +314,6 @@ def _check_backbone(protocol: ProtocolConfig, dataset: DatasetConfig) -> None:
             f"{dataset.key} has {shown.channels} of {shown.size}; use another protocol, such as {dataset.protocol}"
         )
     check_weights(protocol)
-
-
-def _stream_dataset(name: str, suite: SuiteConfig, data: Path, folders: list[Path]) -> DatasetConfig:
-    dataset = load_dataset_config(name, folders)
-    if dataset.role != "stream":
-        raise UserError(f"datasets: {name!r} is for pre-training the backbone, not a stream")
-    why_not = availability(dataset, data)
-    if why_not is not None:
-        raise UserError(f"dataset {name!r} is not on this machine: {why_not}")
-    for n_tasks in suite.tasks:
-        if not 1 <= n_tasks <= dataset.classes:
-            raise UserError(
-                f"tasks: {n_tasks} tasks do not fit {name!r}, which has {dataset.classes} classes; "
-                f"use 1 to {dataset.classes}"
-            )
-    return dataset
 
 
 def _refuse_tuned_on(protocol: ProtocolConfig, suite: SuiteConfig, repeats: list[tuple[int, int]]) -> None:

@@ -87,7 +87,8 @@ def train(
         pixels, y = backbone.transform.augmented(stream.train_images[batch], run_seed, content, step), labels[batch]
         theta = adapter.weights()
         point = trainer.weights(theta, start, rng)
-        if adapter.parameters and (step in ONSET or grad_sq is not None):
+        watched = bool(adapter.parameters) and (step in ONSET or grad_sq is not None)
+        if watched:
             # A node of its own: its gradient is the loss's, not the penalty's.
             point = point.map(lambda v: v.view_as(v))
             point.vector.retain_grad()
@@ -100,14 +101,15 @@ def train(
         loss = task_loss + trainer.penalty(theta)
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
-        if low is torch.float16 and point.vector.grad is not None:
-            point.vector.grad /= scaler.get_scale()  # what is recorded is the gradient of the loss itself
         if step in ONSET:
             onset["loss"][str(step)] = float(task_loss.detach())
-            if adapter.parameters:
-                onset["grad_norm"][str(step)] = float(point.vector.grad.norm())  # type: ignore[union-attr]
-        if grad_sq is not None and point.vector.grad is not None:
-            grad_sq.vector.lerp_(point.vector.grad.square(), 1 - GRAD_SQ_BETA)
+        if watched:
+            gradient: Tensor = point.vector.grad / scaler.get_scale()  # type: ignore[assignment, operator]
+            if step in ONSET:
+                onset["grad_norm"][str(step)] = float(gradient.norm())
+            if grad_sq is not None:
+                # Where fp16 overflows the step is skipped, and so is its gradient.
+                grad_sq.vector.lerp_(gradient.square().nan_to_num(0, 0, 0), 1 - GRAD_SQ_BETA)
         if config.clip is not None:
             scaler.unscale_(optimiser)
             torch.nn.utils.clip_grad_norm_(

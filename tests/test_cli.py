@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.cli import cli
@@ -125,7 +126,7 @@ def test_a_mistake_is_one_line_exit_2_and_nothing_written(tmp_path: Path, argume
 def test_yaml_mistakes_name_file_and_key(tmp_path: Path) -> None:
     good = (ROOT / "suites" / "embedded.yaml").read_text()
     for change, told in (
-        (("protocol:", "protcol:"), "protcol"),
+        (("datasets:", "datsets:"), "datsets"),
         (("tasks: [5]", "tasks: five"), "tasks"),
         (("methods: [", "methods: [["), "not valid YAML"),
     ):
@@ -314,6 +315,35 @@ def test_datasets_all_lists_what_is_missing_and_goes_on() -> None:
     keys = {cell["dataset"] for cell in json.loads(done.stdout)["cells"]}
     assert {"glyphs", "glyphs_rot90", "glyphs_xor", "digits"} <= keys
     assert "glyphs_base" not in keys
+
+
+def test_datasets_all_leaves_out_what_the_protocol_cannot_show_and_a_named_one_is_refused(tmp_path: Path) -> None:
+    own = tmp_path / "plugins" / "colour.yaml"
+    own.parent.mkdir()
+    np.savez(tmp_path / "colour.npz", **{
+        f"{name}_{split}": array
+        for split in ("train", "test")
+        for name, array in (("x", np.random.default_rng(len(split)).integers(0, 255, (8, 32, 32, 3), np.uint8)),
+                            ("y", np.arange(8) % 2))
+    })  # fmt: skip
+    own.write_text(
+        "title: Colour\nlayout: arrays\noptions: {path: colour.npz}\nclasses: 2\ntrain: 8\ntest: 8\ntasks: [2]\n"
+        "protocol: tiny_imagenet\nimage: {size: 32, channels: 3, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}\n"
+    )
+    place = ["--data", str(tmp_path), "--plugins", str(own.parent), "--methods", "average", "--seeds", "1", "--json"]
+    five = json.loads(clmerge("plan", "--datasets", "all", *place).stdout)  # tasks, by the default suite
+    assert "5 tasks do not fit 'colour'" in five["blocked"]["colour"]
+    place += ["--tasks", "2"]
+    free = json.loads(clmerge("plan", "--datasets", "all", *place).stdout)
+    protocols = {cell["dataset"]: cell["protocol"] for cell in free["cells"]}
+    assert protocols["colour"] == "tiny_imagenet"  # its own, beside those of the others
+    assert protocols["digits"] == "embedded"
+    fixed = json.loads(clmerge("plan", "--datasets", "all", "--protocol", "embedded", *place).stdout)
+    assert "colour" not in {cell["dataset"] for cell in fixed["cells"]}
+    assert "takes 1 channels of 16 pixels" in fixed["blocked"]["colour"]
+    named = clmerge("plan", "--datasets", "colour", "--protocol", "embedded", *place)
+    assert named.returncode == 2
+    assert "use another protocol, such as tiny_imagenet" in named.stderr
 
 
 def test_shards_share_the_grid_out_whatever_is_done_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
