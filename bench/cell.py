@@ -23,8 +23,8 @@ from bench.backbone import Backbone
 from bench.data.dataset import load_dataset
 from bench.environment import environment
 from bench.evaluate import count, predict, training_features
-from bench.grid import Cell
 from bench.heads import Head, concatenate
+from bench.identity import Cell
 from bench.memory import nbytes
 from bench.method import Rule, Trainer
 from bench.presets import shown_image

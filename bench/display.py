@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from bench import metrics
-from bench.grid import Cell
+from bench.identity import Cell
 from bench.record import Record, read_record
 from bench.trial import progress_of, record_path, stamp
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from bench.checkpoints import Adapter, File, Source, open_source
+from bench.combination import Method
 from bench.errors import UserError
 from bench.memory import nbytes
 from bench.method import Gram, Start, Trainer
-from bench.registry import SPELLING, Method, Registry
+from bench.registry import SPELLING, Registry
 from bench.rehearsal import reads
 from bench.task import Recording, merge_stream
 from bench.weights import Layout, Weights

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bench.combination import Method
 from bench.config import ProtocolConfig, check
 from bench.dotted import merged, stands_above
 from bench.method import Start
-from bench.registry import Method, Registry
+from bench.registry import Registry
 
 Tuned = dict[str, dict[str, Any]]
 

@@ -13,7 +13,7 @@ from typing import Any
 from bench.config import SuiteConfig
 from bench.data.dataset import prepared_folder, stored
 from bench.errors import UserError
-from bench.grid import Cell
+from bench.identity import Cell
 from bench.presets import weights_file
 from bench.record import read_record, read_records
 from bench.store import Store, write_atomic

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bench.combination import Method
 from bench.errors import UserError
 from bench.method import Gram
-from bench.registry import Method
 from bench.task import RecordedTask
 from bench.weights import Weights
 

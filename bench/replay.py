@@ -24,7 +24,7 @@ import pydantic
 
 from bench.config import DatasetConfig, ProtocolConfig, Section, check
 from bench.errors import UserError
-from bench.grid import Cell
+from bench.identity import Cell
 from bench.method import Trainer
 from bench.order import boundaries
 from bench.presets import load_dataset_config, read_yaml, shown_image

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.grid import Cell
 from bench.heads import Head
+from bench.identity import Cell
 from bench.memory import pack, unpack
 from bench.method import Rule, Trainer
 from bench.serving import Serving

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from bench.conductor import Conductor, clean_up_after_killed, cluster_address
 from bench.display import Display, why_failed
 from bench.errors import UserError
-from bench.grid import Cell
+from bench.identity import Cell
 from bench.registry import plugin_places
 from bench.trial import record_path, run_trial, stamp
 

@@ -17,13 +17,15 @@ import pydantic
 import yaml
 
 from bench import metrics
+from bench.combination import Method
 from bench.config import ProtocolConfig, Section, SuiteConfig
 from bench.dotted import check_key, put
 from bench.errors import UserError
-from bench.grid import Cell, expand
+from bench.grid import expand
+from bench.identity import Cell
 from bench.presets import PROTOCOLS, load_protocol
 from bench.record import read_record
-from bench.registry import Method, Registry
+from bench.registry import Registry
 from bench.store import write_atomic
 
 LR = "train.lr"

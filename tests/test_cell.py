@@ -11,7 +11,8 @@ import pytest
 from bench import metrics
 from bench.cell import Workbench, run_cell
 from bench.config import SuiteConfig
-from bench.grid import Cell, expand
+from bench.grid import expand
+from bench.identity import Cell
 from bench.plan import make_plan
 from bench.record import read_record
 from bench.registry import Registry

@@ -12,7 +12,8 @@ from bench.config import SuiteConfig
 from bench.data.dataset import availability
 from bench.dotted import merged
 from bench.errors import UserError
-from bench.grid import Cell, cell_of, expand, parse_seeds
+from bench.grid import cell_of, expand, parse_seeds
+from bench.identity import Cell
 from bench.options import alternatives
 from bench.order import class_order
 from bench.plan import describe, make_plan, pack, preflight

@@ -24,8 +24,8 @@ from bench.cli import cli
 from bench.config import HeadConfig, ProtocolConfig
 from bench.errors import UserError
 from bench.evaluate import training_features
-from bench.grid import Cell
 from bench.heads import Head, concatenate, training_heads
+from bench.identity import Cell
 from bench.method import Trainer
 from bench.presets import load_protocol
 from bench.seeds import torch_rng

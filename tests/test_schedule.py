@@ -24,7 +24,8 @@ from bench import conductor, schedule
 from bench.config import SuiteConfig
 from bench.display import Display
 from bench.errors import UserError
-from bench.grid import Cell, expand
+from bench.grid import expand
+from bench.identity import Cell
 from bench.record import read_record, read_records
 from bench.registry import Registry
 from bench.schedule import Execution, Interrupted, Outcome, execute, slots

@@ -51,7 +51,7 @@ def test_every_method_that_trains_has_the_learning_rate_and_its_own_options() ->
 
 
 def test_declared_searches_hold_what_their_options_take() -> None:
-    from bench.registry import check_options
+    from bench.combination import check_options
 
     tried = 0
     for cls in [*REGISTRY.trainers.values(), *REGISTRY.rules.values()]:

@@ -28,7 +28,7 @@ from bench.checks.rules import degenerate, device, first_task, fixed_point, layo
 from bench.checks.subject import Failed, Finding, Outcome, ServeTrained, Skipped, Subject
 from bench.checks.training import evaluation, full, lora, one_class, one_task, penalty, weights
 from bench.checks.world import Worlds, global_seed
-from bench.registry import Method
+from bench.combination import Method
 
 __all__ = ["CHECKS", "Finding", "ServeTrained", "Worlds", "check_method"]
 

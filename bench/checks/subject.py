@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from bench.checks.world import Run, Track, World, Worlds, merges, run
+from bench.combination import Method
 from bench.method import Rule, Task
-from bench.registry import Method
 from bench.weights import Weights
 
 Outcome = Literal["pass", "fail", "skip"]

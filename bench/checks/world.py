@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from bench.backbone import Backbone
+from bench.combination import Method
 from bench.config import ImageConfig, ProtocolConfig
 from bench.data.dataset import Dataset
 from bench.heads import Head
 from bench.method import Rule, Start, Task, Trainer
-from bench.registry import Method
 from bench.store import Store
 from bench.stream import Stream, TaskData
 from bench.task import LiveTask

@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
+from bench.combination import Method
 from bench.errors import UserError
 from bench.options import common
-from bench.registry import Method, Registry, plugin_places
+from bench.registry import Registry, plugin_places
 
 QUICK_STEPS = 3  #: of rules that optimise coefficients, where the spelling says nothing else
 
