@@ -30,9 +30,9 @@ FIRST_STEP = """
 import sys, time
 from pathlib import Path
 from bench.backbone import Backbone
-from bench.config import load_dataset_config, load_protocol, shown_image
 from bench.data.dataset import load_dataset
 from bench.method import Trainer
+from bench.presets import load_dataset_config, load_protocol, shown_image
 from bench.stream import Stream
 from bench.train import train
 

@@ -248,7 +248,7 @@ def test_a_hub_that_has_the_file_is_left_to_the_run(alone: Path, monkeypatch: py
 def test_checking_loads_neither_torch_nor_timm(file: Path) -> None:
     code = f"""if True:
         import sys
-        from bench.config import load_protocol
+        from bench.presets import load_protocol
         from bench.errors import UserError
         from bench.weights_files import check_weights
         check_weights(load_protocol("pm", {{"backbone.weights": {str(file)!r}}}))
