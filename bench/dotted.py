@@ -90,7 +90,7 @@ def key_at(model: type[pydantic.BaseModel], location: Sequence[int | str]) -> st
         if found is not None and str(part) in found.model_fields:
             annotation = found.model_fields[str(part)].annotation
             items = [get_args(kind)[0] for kind in _kinds(annotation) if get_origin(kind) is list]
-            found = next((model for kind in (annotation, *items) if (model := _model_in(kind))), None)
+            found = next(filter(None, map(_model_in, [annotation, *items])), None)
             free = any(get_origin(kind) is dict for kind in _kinds(annotation))
         elif found is None and not free and isinstance(part, str):
             continue
