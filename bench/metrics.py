@@ -184,8 +184,14 @@ def row(record: Mapping[str, Any]) -> dict[str, float | None]:
         "forgetting_taskmean": forgetting(counts, "tasks"),
         "a_last_taskaware": a_last(aware) if aware else None,
         "learn_acc": learn_acc(counts),
-        "merge_drop": merge_drop(counts, record.get("before_merge") or ()),
+        "merge_drop": merge_drop(counts, _before(record)),
     }
+
+
+def _before(record: Mapping[str, Any]) -> Sequence[Pair | None]:
+    """Counts just before merging: of the heads as trained, so they say nothing where other heads were fitted after it."""
+    kind = ((record.get("protocol") or {}).get("head") or {}).get("kind", "linear")
+    return record.get("before_merge") or () if kind in ("linear", "zero_shot") else ()
 
 
 def more(record: Mapping[str, Any]) -> dict[str, Any]:
