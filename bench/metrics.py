@@ -189,7 +189,7 @@ def row(record: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _before(record: Mapping[str, Any]) -> Sequence[Pair | None]:
-    """Counts just before merging: of the heads as trained, so they say nothing where other heads were fitted after it."""
+    """Counts just before merging: of the heads as trained, so they say nothing where others were fitted later."""
     kind = ((record.get("protocol") or {}).get("head") or {}).get("kind", "linear")
     return record.get("before_merge") or () if kind in ("linear", "zero_shot") else ()
 

@@ -204,6 +204,14 @@ def test_merge_drop_is_undefined_when_a_task_was_not_measured() -> None:
     assert metrics.merge_drop(R, []) is None
 
 
+@pytest.mark.parametrize(("kind", "defined"), [("linear", True), ("zero_shot", True), ("ncm", False), ("ridge", False)])
+def test_merge_drop_is_undefined_where_the_served_head_is_not_the_trained_one(kind: str, defined: bool) -> None:
+    before = [[950, 1000], [352, 400], [546, 600], [910, 1000]]
+    record = {"status": "done", "counts": R, "before_merge": before, "protocol": {"head": {"kind": kind}}}
+    assert (metrics.row(record)["merge_drop"] is not None) == defined
+    assert metrics.row({**record, "protocol": None})["merge_drop"] is not None  # of another harness
+
+
 def test_every_count_up_to_128_survives() -> None:
     """29 of 50 is 58 %, not the 57.99.. that a truncating reader would make 28 of."""
     for n in range(1, 129):
