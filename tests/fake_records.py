@@ -12,6 +12,11 @@ import numpy as np
 from bench.record import counts_sha256
 
 TASK_TEST_IMAGES = 400
+CONTRACT = (
+    "dataset,n_tasks,protocol,method,variant,start,class_order_seed,run_seed,status,a_last,avg_acc,forgetting,"
+    "a_last_taskmean,avg_acc_taskmean,forgetting_taskmean,a_last_taskaware,learn_acc,merge_drop,train_s_alone,"
+    "train_s_spent,merge_s,eval_s,wall_s,opt_steps,peak_mb,carried_bytes,digest"
+)
 
 # key: (status, adapts the backbone, training data, start, A_last, forgets)
 METHODS: dict[str, tuple[str, bool, str, str, float, float]] = {
@@ -26,6 +31,11 @@ METHODS: dict[str, tuple[str, bool, str, str, float, float]] = {
     "lora_m": ("variant", True, "current", "merged", 51, 17),
     "trm": ("reconstruction", True, "current", "merged", 51, 16),
 }
+
+
+def flat(a_last: int, n_tasks: int = 2) -> list[list[list[int]]]:
+    """Counts whose every accuracy is ``a_last`` tenths of a percent."""
+    return [[[a_last, 1000]] * (t + 1) for t in range(n_tasks)]
 
 
 def triangle(rng: np.random.Generator, n_tasks: int, last: float, forgets: float, n: int) -> list[list[list[int]]]:

@@ -22,20 +22,10 @@ from rich.console import Console
 from bench.errors import UserError
 from bench.presets import read_yaml
 from bench.record import Damaged, check, counts_sha256, read_records
-from bench.report import ReportConfig, build_report, contrasts, figures, frame, tables, verify, write_report
+from bench.report import ReportConfig, build_report, contrasts, figures, frame, tables, write_report
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "reports" / "embedded.yaml"
-CONTRACT = (
-    "dataset,n_tasks,protocol,method,variant,start,class_order_seed,run_seed,status,a_last,avg_acc,forgetting,"
-    "a_last_taskmean,avg_acc_taskmean,forgetting_taskmean,a_last_taskaware,learn_acc,merge_drop,train_s_alone,"
-    "train_s_spent,merge_s,eval_s,wall_s,opt_steps,peak_mb,carried_bytes,digest"
-)
-
-
-def flat(a_last: int, n_tasks: int = 2) -> list[list[list[int]]]:
-    """Counts whose every accuracy is ``a_last`` tenths of a percent."""
-    return [[[a_last, 1000]] * (t + 1) for t in range(n_tasks)]
 
 
 def rows_of(records: list[dict[str, Any]]) -> list[frame.Row]:
@@ -45,7 +35,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[frame.Row]:
 def pair(first: list[int], second: list[int]) -> list[dict[str, Any]]:
     """Repeats of ``pm`` and ``lora_m`` with given A_last, in tenths of a percent."""
     return [
-        fake.record(m, s, n_tasks=2, counts=flat(a))
+        fake.record(m, s, n_tasks=2, counts=fake.flat(a))
         for m, a_lasts in (("pm", first), ("lora_m", second))
         for s, a in enumerate(a_lasts)
     ]
@@ -58,7 +48,7 @@ PM_BEATS_LORA_M = contrasts.Family(name="claims", contrasts=[contrasts.Contrast(
 
 
 def test_columns_are_the_contract() -> None:
-    assert ",".join(frame.COLUMNS) == CONTRACT
+    assert ",".join(frame.COLUMNS) == fake.CONTRACT
     assert all(tuple(row) == frame.COLUMNS for row in frame.rows(fake.grid(1)))
 
 
@@ -97,8 +87,8 @@ def test_a_record_that_cannot_be_trusted_is_a_row_without_numbers(name: str, tmp
     ("counts", "reason"),
     [
         ([[[3, 2]]] * 5, "3 correct of 2"),
-        (flat(500, 4), "counts do not reach the last task"),
-        ([*flat(500, 4), None], "counts do not reach the last task"),
+        (fake.flat(500, 4), "counts do not reach the last task"),
+        ([*fake.flat(500, 4), None], "counts do not reach the last task"),
         ([[[0.5, 1]]], "not a pair of integers"),
         ({}, "not a list of rows"),
     ],
@@ -156,7 +146,7 @@ def test_csv_keeps_every_digit(tmp_path: Path) -> None:
     frame.write_csv(rows, stream)
     text = (tmp_path / "out.csv").read_text()
     assert text == stream.getvalue()
-    assert text.splitlines()[0] == CONTRACT
+    assert text.splitlines()[0] == fake.CONTRACT
     read = list(csv.DictReader(io.StringIO(text)))
     assert [row["a_last"] for row in rows] == [float(row["a_last"]) for row in read]
     assert {row["avg_acc"] for row in read if row["method"] == "joint"} == {""}
@@ -208,7 +198,7 @@ def block(records: list[dict[str, Any]], order: tuple[str, ...] = ()) -> tables.
 
 
 def test_mean_and_sample_standard_deviation_by_hand() -> None:
-    line = block([fake.record("pm", s, n_tasks=2, counts=flat(a)) for s, a in enumerate((500, 520, 540))]).lines[0]
+    line = block([fake.record("pm", s, n_tasks=2, counts=fake.flat(a)) for s, a in enumerate((500, 520, 540))]).lines[0]
     assert line["n"] == 3
     assert line["a_last"] == pytest.approx((52.0, 2.0))
     assert line["seconds"] == pytest.approx((11.5, 1.0))
@@ -216,7 +206,7 @@ def test_mean_and_sample_standard_deviation_by_hand() -> None:
 
 
 def test_one_repeat_prints_no_deviation() -> None:
-    shown = tables.printed(block([fake.record("pm", 0, n_tasks=2, counts=flat(512))]), ["a_last", "carried_bytes"])
+    shown = tables.printed(block([fake.record("pm", 0, n_tasks=2, counts=fake.flat(512))]), ["a_last", "carried_bytes"])
     assert shown[["A_last", "Carried"]].values.tolist() == [["51.2", "1.2 MB"]]
 
 
@@ -228,9 +218,9 @@ def test_rounding_leaves_no_negative_zero() -> None:
 
 
 def test_failed_and_damaged_cells_stay_visible_and_out_of_the_mean(tmp_path: Path) -> None:
-    bad = fake.record("pm", 3, n_tasks=2, counts=flat(999)) | {"counts": flat(100)}
+    bad = fake.record("pm", 3, n_tasks=2, counts=fake.flat(999)) | {"counts": fake.flat(100)}
     failed = [fake.record("pm", s, n_tasks=2, status="failed") for s in (1, 2)]
-    fake.write(tmp_path, [fake.record("pm", 0, n_tasks=2, counts=flat(500)), *failed, bad])
+    fake.write(tmp_path, [fake.record("pm", 0, n_tasks=2, counts=fake.flat(500)), *failed, bad])
     report = build_report(tmp_path)
     line = report.blocks[0].lines[0]
     assert (line["n"], line["cells"], line["a_last"]) == (1, 4, (50.0, None))
@@ -536,83 +526,3 @@ def test_figure_labels_keep_their_distance_and_stay_in_the_panel(places: list[fl
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
-
-
-def published(*a_lasts: int, first_seed: int = 0, **changes: Any) -> list[frame.Row]:
-    records = [fake.record("pm", s, n_tasks=2, counts=flat(a)) for s, a in enumerate(a_lasts, first_seed)]
-    return [row | changes for row in frame.rows(records)]
-
-
-@pytest.mark.parametrize(("here", "ok"), [(500, True), (530, True), (470, True), (531, False), (469, False)])
-def test_the_same_cell_may_differ_by_three_points(here: int, ok: bool) -> None:
-    result = verify.verify(published(here), published(500))
-    assert result.ok is ok
-    assert result.lines[0].startswith("ok: " if ok else "FAIL: ")
-    assert "because other CPUs and thread counts round differently" in result.lines[-1]
-
-
-def test_prediction_interval_by_hand() -> None:
-    """50, 52, 54: mean 52, s 2, t(2) at 99 % = 9.924843; for the mean of 2 new runs the factor is sqrt(1/3 + 1/2)."""
-    low, high = verify.prediction_interval([50.0, 52.0, 54.0], 2)
-    assert (low, high) == pytest.approx((52 - 18.120201, 52 + 18.120201), abs=1e-5)
-
-
-@pytest.mark.parametrize(("here", "ok"), [((520, 530), True), ((330, 330), False), ((710, 710), False)])
-def test_other_repeats_are_judged_by_their_mean(here: tuple[int, ...], ok: bool) -> None:
-    result = verify.verify(published(*here, first_seed=100), published(500, 520, 540))
-    assert result.ok is ok
-    assert "99% prediction interval of 3 published" in result.lines[0]
-
-
-def test_what_only_one_side_has_is_said_and_is_no_error() -> None:
-    both = published(500)
-    result = verify.verify(both + published(1, method="mine"), both + published(999, method="theirs"))
-    assert result.ok
-    assert any(line.startswith("not published: glyphs T=2 embedded mine") for line in result.lines)
-    assert any(line.startswith("not run here: glyphs T=2 embedded theirs") for line in result.lines)
-
-
-def test_comparing_nothing_is_not_agreement() -> None:
-    for new, old in (([], published(500)), (published(500), []), (published(500, first_seed=9), published(500))):
-        result = verify.verify(new, old)
-        assert not result.ok
-        assert "nothing could be compared" in result.lines[-1]
-
-
-def test_a_cell_that_failed_here_but_not_there_does_not_agree() -> None:
-    result = verify.verify(
-        published(500) + published(500, first_seed=1, status="failed", a_last=None), published(500, 500)
-    )
-    assert not result.ok
-    assert any(line.startswith("FAIL: ") and line.endswith("failed here") for line in result.lines)
-    stale = verify.verify(published(500) + published(900, first_seed=1, status="stale"), published(500, 500))
-    assert stale.ok
-    assert any(line.startswith("not compared: ") and line.endswith("stale here") for line in stale.lines)
-
-
-def test_published_files_are_read_back_behind_their_comments(tmp_path: Path) -> None:
-    rows, path = frame.rows(fake.grid(2)), tmp_path / "published.csv"
-    path.write_text("# machine: 2 cores\n# command: make bench\n" + frame.csv_text(rows))
-    read = verify.read_published(path)
-    assert [(r["method"], r["n_tasks"], r["run_seed"], r["a_last"]) for r in read] == [
-        (r["method"], r["n_tasks"], r["run_seed"], r["a_last"]) for r in rows
-    ]
-    assert verify.verify(rows, read, tolerance=0.0).ok
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "column 'dataset' is missing"),
-        ("# only a comment\n", "column 'dataset' is missing"),
-        (CONTRACT.replace(",digest", "") + "\n", "column 'digest' is missing"),
-        (f"# c\n{CONTRACT}\nglyphs,five{',' * 25}\n", "line 3: n_tasks"),
-        (f"{CONTRACT}\nglyphs,5\n", "line 2: n_tasks"),
-    ],
-)
-def test_mistakes_in_a_published_file_name_the_place(text: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(UserError, match=words):
-        verify.read_published(tmp_path / "p.csv")
-    with pytest.raises(UserError, match="not readable"):
-        verify.read_published(tmp_path / "absent.csv")
