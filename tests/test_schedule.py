@@ -54,12 +54,12 @@ class Probe(Rule):
                 os.kill(os.getpid(), number)
         return task.trained
 
-@rule("dies")
-class Dies(Rule):
-    """Ends its process, always."""
+@rule("raises")
+class Raises(Rule):
+    """Fails, always."""
     def merge(self, task):
         """Nothing is merged."""
-        os._exit(1)
+        raise ValueError("on purpose")
 '''
 DRIVER = """
 import json, signal, sys
@@ -77,9 +77,9 @@ places = tuple(map(Path, plugins.split()))
 suite = SuiteConfig(key="t", protocol="embedded", datasets=["digits"], tasks=[2], methods=methods.split(), seeds=seeds)
 cells, _ = expand(suite, Registry.load(places), Path(data), [], json.loads(tiny))
 todo = make_plan(cells, {}, Path(results), Store(Path(results) / "cache")).to_run
-trials = [todo[0::2], todo[1::2]]
+trials = [part for part in (todo[0::2], todo[1::2]) if part]
 try:
-    execute(trials, Execution(Path(results), Path(data), places, workers=2), 1)
+    execute(trials, Execution(Path(results), Path(data), places, workers=len(trials)), 1)
 except Interrupted as stop:
     print(stop)
     sys.exit(130)
@@ -167,32 +167,31 @@ def merging_second(results: Path, job_differs_from: str = "") -> str:
     return ""
 
 
-# ---- with Ray ----------------------------------------------------------------------------------------------------
+# ---- with Ray: every process imports torch, so there are as few as show what is to be shown ----------------------------
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ray_equals_local_and_outlives_dying_workers(tmp_path: Path, plugins: Path) -> None:
-    methods = "finetune probe@previous average"
+    methods = "finetune probe@previous"
     alone, elsewhere = tmp_path / "alone", tmp_path / "elsewhere"
     elsewhere.mkdir()
     locally(alone, [cells_of(methods, (plugins,))], (plugins,))
     (plugins / "kill").touch()
-    with driver(tmp_path / "ray", plugins, f"{methods} dies@pretrained", "1", elsewhere) as running:
+    with driver(tmp_path / "ray", plugins, f"{methods} raises@pretrained", "1", elsewhere) as running:
         said, noise = running.process.communicate(timeout=500)
         assert running.process.returncode == 0, noise
         assert running.all_gone_within(1)
     assert numbers(tmp_path / "ray") == numbers(alone)
-    assert len(numbers(alone)) == 3
+    assert len(numbers(alone)) == 2
     assert not (plugins / "kill").exists()
     (failed,) = [r for r in read_records(tmp_path / "ray") if r["status"] == "failed"]
-    assert failed["coordinates"]["method"] == "dies@pretrained"
-    assert failed["error"]["type"] == "ProcessDied"
+    assert failed["coordinates"]["method"] == "raises@pretrained"
     assert noise == ""  # nothing of Ray's
-    assert len(said.splitlines()) == 4
+    assert len(said.splitlines()) == 3
     assert all(line.startswith("[") for line in said.splitlines())
     assert "A_last" in said
     (told,) = [line for line in said.splitlines() if "FAILED" in line]
     assert failed["id"] in told
-    assert "died twice" in told
+    assert "ValueError: on purpose" in told
     assert not list(elsewhere.iterdir())
     assert len(list((tmp_path / "ray" / "ray").glob("*/log.txt"))) == 1  # kept, since a cell failed
 
@@ -200,7 +199,7 @@ def test_ray_equals_local_and_outlives_dying_workers(tmp_path: Path, plugins: Pa
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_interrupted_and_killed_runs_leave_nothing_and_go_on(tmp_path: Path, plugins: Path) -> None:
-    methods, seeds, results = "probe@previous", "2", tmp_path / "results"
+    methods, seeds, results = "probe@previous", "1", tmp_path / "results"
     trials = [[cell] for cell in cells_of(methods, (plugins,), seeds)]
     locally(tmp_path / "whole", trials, (plugins,))
     (plugins / "wait").touch()
@@ -211,7 +210,7 @@ def test_interrupted_and_killed_runs_leave_nothing_and_go_on(tmp_path: Path, plu
         running.process.send_signal(signal.SIGINT)
         said, noise = running.process.communicate(timeout=20)
         assert running.process.returncode == 130, noise
-        assert said == "interrupted with 0 of 2 runs finished\n"
+        assert said == "interrupted with 0 of 1 runs finished\n"
         assert running.all_gone_within(0.5)
         assert time.monotonic() - began < 20
 
@@ -221,13 +220,12 @@ def test_interrupted_and_killed_runs_leave_nothing_and_go_on(tmp_path: Path, plu
         assert running.all_gone_within(10)
 
     assert not list(results.glob("runs/*/cell.json"))
-    assert (
-        len(list((results / "ray").iterdir())) == 1
-    )  # what the interrupted one left is gone, the killed one could not
+    (left,) = (results / "ray").iterdir()  # of the killed one: the interrupted one tidied up
+    assert left.name == uuid.UUID(left.name).hex
     (plugins / "wait").unlink()
     locally(results, trials, (plugins,))
     assert numbers(results) == numbers(tmp_path / "whole")
-    assert len(numbers(results)) == 2
+    assert len(numbers(results)) == 1
 
 
 def test_ray_that_does_not_start_costs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
