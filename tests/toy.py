@@ -24,7 +24,7 @@ from bench.weights import Weights
 REGISTRY = Registry.load()
 SHAPES = {"a": (6, 5), "b": (5, 4), "c": (4,)}
 seeds = st.integers(0, 2**31)
-property_test = settings(max_examples=30)
+property_test = settings(max_examples=30, deadline=None)  # made before conftest loads its profile
 
 
 def rule(key: str, **options: Any) -> Rule:
