@@ -11,7 +11,7 @@ GRID    = $(call flag,SUITE,suite) $(call flag,DATASETS,datasets) $(call flag,TA
 RUN     = $(GRID) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,EXECUTOR,executor) $(call flag,WORKERS,workers) \
           $(call flag,SHARD,shard) $(call flag,RERUN,rerun)
 
-.PHONY: setup bench plan tune report smoke test lint clean help
+.PHONY: setup bench plan tune report paper smoke test lint clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -38,6 +38,10 @@ tune: setup  ## choose values on validation streams, one budget for all: make tu
 
 report: setup  ## write tables and figures of the results at hand to reports/out
 	@$(BIN)/clmerge report $(call flag,RESULTS,results)
+
+paper: setup  ## what is there of each paper's table, written to reports/out/paper (TABLES=...; MISSING=run runs the rest)
+	@$(BIN)/clmerge paper $(call flag,TABLES,tables) $(if $(MISSING),--run) $(call flag,OUT,out) $(call flag,EXECUTOR,executor) \
+	  $(call flag,WORKERS,workers) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,RESULTS,results) $(call flag,DATA,data)
 
 smoke: setup  ## the whole path in under a minute: every method in-process, then one trial under Ray
 	@rm -rf results/smoke

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -14,10 +13,14 @@ import click
 
 from bench import __version__
 from bench.code import ROOT
+from bench.commands.cache import cache
 from bench.commands.check import check
 from bench.commands.data import data as data_commands
+from bench.commands.diff import diff
 from bench.commands.import_ import import_
+from bench.commands.landscape import landscape
 from bench.commands.merge import merge
+from bench.commands.paper import paper
 from bench.commands.replay import replay
 from bench.commands.table import print_table, stale_ids, table_rows
 from bench.commands.text import text
@@ -248,7 +251,7 @@ def results(
 def report(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, out: Path, report_yaml: Path | None
 ) -> None:
-    """Write the tables (Markdown, LaTeX, CSV), the declared contrasts and the figure of accuracy over tasks."""
+    """Write index.html, the tables (Markdown, LaTeX, CSV), the declared contrasts and the figures."""
     from bench.report import write_report
 
     files = write_report(results, out, report_yaml or ROOT / "reports" / "embedded.yaml", stale_ids(results, plugins))
@@ -314,34 +317,7 @@ def pretrain(
     click.echo(f"{out}: {told['parameters']:,} parameters, {measured}\nsha256 {told['sha256']}")
 
 
-@cli.group(cls=_Group)
-def cache() -> None:
-    """Trained tasks and statistics that cells share."""
-
-
-def _cache_files(results: Path) -> list[Path]:
-    return [p for p in (results / "cache").rglob("*") if p.is_file()]
-
-
-@cache.command(name="size")
-@common
-def cache_size(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool) -> None:
-    """Say how large the cache is."""
-    files = _cache_files(results)
-    click.echo(f"{results / 'cache'}: {len(files)} artifacts, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB")
-
-
-@cache.command(name="prune")
-@common
-def cache_prune(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool) -> None:
-    """Delete the cache; records stay, and what is needed again is computed again."""
-    files = _cache_files(results)
-    size = sum(f.stat().st_size for f in files)
-    shutil.rmtree(results / "cache", ignore_errors=True)
-    click.echo(f"{results / 'cache'}: {len(files)} artifacts, {size / 1e6:.1f} MB deleted")
-
-
-for command in (data_commands, text, replay, import_, check, merge, tune):
+for command in (cache, data_commands, text, replay, import_, check, merge, tune, paper, landscape, diff):
     cli.add_command(command)
 
 

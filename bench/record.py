@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,18 @@ def read_record(path: Path) -> Record:
         return _damaged(path.parent.name, raw, reason)
 
 
-def read_records(results_dir: Path) -> list[Record]:
-    """Every ``runs/*/cell.json`` below ``results_dir``, in the order of the folder names.
+def iter_records(results_dir: Path) -> Iterator[Record]:
+    """Every ``runs/*/cell.json`` below ``results_dir``, in the order of the folder names, one in memory at a time.
 
     Folders without a ``cell.json`` are cells that have not finished and are left out.
     """
-    return [read_record(path) for path in sorted((results_dir / "runs").glob("*/cell.json"))]
+    for path in sorted((results_dir / "runs").glob("*/cell.json")):
+        yield read_record(path)
+
+
+def read_records(results_dir: Path) -> list[Record]:
+    """All of :func:`iter_records`."""
+    return list(iter_records(results_dir))
 
 
 def check(record: Any, folder: str) -> None:

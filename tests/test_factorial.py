@@ -22,7 +22,8 @@ from bench.errors import UserError
 from bench.grid import cell_of, expand
 from bench.presets import load_suite, read_yaml
 from bench.registry import Registry
-from bench.report import ReportConfig, build_report, factorial, figures, frame, tables, write_report
+from bench.report import ReportConfig, build_report, factorial, frame, tables, write_report
+from bench.report.figures import drawing
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "reports" / "factorial.yaml"
@@ -199,7 +200,7 @@ def test_failures_missing_repeats_and_absent_cells_are_told_apart() -> None:
 
 def drawn(maps: list[factorial.HeatMap], monkeypatch: pytest.MonkeyPatch) -> Any:
     kept: list[Any] = []
-    monkeypatch.setattr(figures, "_saved", lambda figure, kind, **_: kept.append(figure) or b"")
+    monkeypatch.setattr(drawing, "_saved", lambda figure, kind, **_: kept.append(figure) or b"")
     factorial.figure(maps)
     return kept[0]
 
@@ -243,7 +244,7 @@ def test_the_report_has_two_tables_and_the_same_numbers_in_every_file(tmp_path: 
     }
     names = {path.name for path in write_report(results, tmp_path / "out", REPORT)}
     assert names == {
-        "table.md", "table.tex", "table.csv", "heatmap.md", "heatmap.csv", "heatmap.png", "heatmap.pdf",
+        "index.html", "table.md", "table.tex", "table.csv", "heatmap.md", "heatmap.csv", "heatmap.png", "heatmap.pdf",
     }  # fmt: skip
     text = (tmp_path / "out" / "heatmap.md").read_text()
     for line in csv.DictReader((tmp_path / "out" / "heatmap.csv").open()):

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from scipy import stats
 
 from bench.presets import read_yaml
-from bench.report import ReportConfig, figures, frame, regret, write_report
+from bench.report import ReportConfig, frame, regret, write_report
+from bench.report.figures import drawing
 
 ROOT = Path(__file__).parents[1]
 CONFIG = regret.RegretConfig(oracle="best", methods=["pm", "lora_m"])
@@ -120,7 +121,7 @@ def test_records_whose_tasks_are_not_what_they_should_be_log_nothing() -> None:
 
 def test_the_figure_has_a_line_a_method_and_says_n(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
-    monkeypatch.setattr(figures, "_saved", lambda figure, kind, **_: kept.append(figure) or b"")
+    monkeypatch.setattr(drawing, "_saved", lambda figure, kind, **_: kept.append(figure) or b"")
     regret.figure(evaluated(three()))
     words = " ".join(text.get_text() for text in kept[0].findobj(Text))
     assert "n = 3 repeats" in words

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,23 @@ from pydantic import field_validator
 from bench.config import Section
 from bench.errors import UserError, unknown
 from bench.presets import read_yaml
-from bench.record import read_records
-from bench.report import contrasts, factorial, regret, tables
+from bench.record import Record, iter_records
+from bench.report import contrasts, critical, factorial, gaps, page, regret, tables
+from bench.report.critical import CriticalConfig
 from bench.report.factorial import FactorialConfig
+from bench.report.figures import KINDS, FigureConfig, draw
 from bench.report.frame import Row, detailed_rows, labelled
 from bench.report.regret import RegretConfig
 from bench.store import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+MORE_FIGURES = {
+    "heatmap": "Heat map of the factorial",
+    "regret": "How much is left to gain",
+    "critical": "Average ranks over datasets",
+}
 
 
 class ReportConfig(Section):
@@ -34,6 +42,24 @@ class ReportConfig(Section):
     families: list[contrasts.Family] = []
     factorial: FactorialConfig | None = None  #: two tables and a heat map in place of one table
     regret: RegretConfig | None = None
+    critical: CriticalConfig | None = None  #: average ranks over independent datasets
+    figures: list[FigureConfig] | None = None  #: None: accuracy over tasks, where there is no heat map instead
+
+    @field_validator("figures")
+    @classmethod
+    def _figures(cls, figures: list[FigureConfig] | None) -> list[FigureConfig] | None:
+        names = [figure.name for figure in figures or ()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"{twice} is listed twice; list it once, with all of its methods")
+        return figures
+
+    @property
+    def shown_figures(self) -> list[FigureConfig]:
+        """The figures to draw."""
+        if self.figures is not None:
+            return self.figures
+        return [] if self.factorial else [FigureConfig(name="accuracy_over_tasks")]
 
     @field_validator("columns")
     @classmethod
@@ -55,12 +81,16 @@ class Report:
     blocks: list[tables.Block]
     contrasts: contrasts.Contrasts
     notes: list[str]  #: what is not in the tables, and why
+    gaps: dict[str, list[str]]  #: what is incomplete: kind, and a line a stream
 
     def markdown(self) -> str:
         """The tables as one Markdown document."""
         parts = [f"# {tables.escape_markdown(self.config.title)}", tables.escape_markdown(self.config.caption.strip())]
         parts.append(tables.markdown(self.blocks, self.config.columns))
         parts.append("\n".join(f"- {tables.escape_markdown(note)}" for note in self.notes))
+        parts += ["## What is incomplete"] if self.gaps else []
+        for kind, lines in self.gaps.items():
+            parts += [f"{kind}:", "\n".join(f"- {tables.escape_markdown(line)}" for line in lines)]
         return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
     def latex(self) -> str:
@@ -89,6 +119,7 @@ def build_report(
     report_yaml: Path | None = None,
     stale: Collection[str] = frozenset(),
     only: Collection[str] | None = None,
+    seen: Callable[[Record], object] | None = None,
 ) -> Report:
     """Read the records and summarise them.
 
@@ -97,13 +128,13 @@ def build_report(
         report_yaml: a :class:`ReportConfig`; ``None`` shows everything with the default columns and no contrasts.
         stale: ids of cells whose code has changed since.
         only: ids of the cells to show; None: all.
+        seen: called with every record of them; records are not kept, because thousands would fill the memory.
 
     Raises:
         UserError: no records (of the report's protocol), or a mistake in the report file.
     """
     config = ReportConfig() if report_yaml is None else read_yaml(report_yaml, ReportConfig)
-    records = [r for r in read_records(results_dir) if only is None or r["id"] in only]
-    every = detailed_rows(records, stale)
+    every = detailed_rows(_told(results_dir, only, seen), stale)
     known = [row for row in every if row["dataset"] is not None]
     # A protocol with overrides, "embedded[train.lr=0.003]", is a block of its own in the same report.
     mine = [row for row in known if config.protocol in (None, row["protocol"].partition("[")[0])]
@@ -111,6 +142,8 @@ def build_report(
         under = f" under protocol {config.protocol!r} ({report_yaml}: protocol)" if config.protocol else ""
         raise UserError(f"{results_dir / 'runs'}: no records{under}; run some cells first, or name another --results")
     rows = labelled(mine)
+    for row in rows:
+        row["predictions"] = results_dir / "runs" / row["id"] / "pred.npz"
     others = len(known) - len(mine)
     notes = [f"{others} cells under other protocols are not in this report."] if others else []
     notes += [f"Damaged and not counted: {row['id']} ({row['reason']})." for row in every if row["status"] == "damaged"]
@@ -118,20 +151,38 @@ def build_report(
         blocks = factorial.blocks(config.factorial, rows, config.methods)
     else:
         blocks = tables.blocks(rows, config.methods)
-    return Report(config, rows, blocks, contrasts.evaluate(config.families, rows), notes)
+    tested = contrasts.evaluate(config.families, rows)
+    return Report(config, rows, blocks, tested, notes, gaps.incomplete(rows, [] if only else _begun(results_dir)))
+
+
+def _told(results_dir: Path, only: Collection[str] | None, seen: Callable[[Record], object] | None) -> Iterator[Record]:
+    for record in iter_records(results_dir):
+        if only is None or record["id"] in only:
+            if seen:
+                seen(record)
+            yield record
+
+
+def _begun(results_dir: Path) -> list[str]:
+    folders = (folder for folder in (results_dir / "runs").iterdir() if folder.is_dir())
+    return sorted(folder.name for folder in folders if not (folder / "cell.json").exists())
 
 
 def write_report(
     results_dir: Path, out_dir: Path, report_yaml: Path | None = None, stale: Collection[str] = frozenset()
 ) -> list[Path]:
-    """Write ``table.{md,tex,csv}``, ``accuracy_over_tasks.{png,pdf}`` and, where declared, ``contrasts.{md,csv}``,
-    ``heatmap.{md,csv,png,pdf}`` (then no accuracy over tasks: too many lines) and ``regret.{md,csv,png,pdf}``.
+    """Write ``index.html``, ``table.{md,tex,csv}``, the report's figures (``<name>.{png,pdf}``) and, where declared,
+    ``contrasts.{md,csv}``, ``heatmap.{md,csv,png,pdf}``, ``regret.{md,csv,png,pdf}`` and ``critical.{md,csv,png,pdf}``.
 
-    Returns the files written. Raises as :func:`build_report`. There is no figure when no cell has been measured.
+    Returns the files written. Raises as :func:`build_report`. A figure whose data is not there is left out, and a note
+    in ``table.md`` says why.
     """
-    from bench.report.figures import accuracy_over_tasks
-
-    report = build_report(results_dir, report_yaml, stale)
+    cells = page.Cells()
+    report = build_report(results_dir, report_yaml, stale, seen=cells.add)
+    ranked = critical.evaluate(report.config.critical, report.rows) if report.config.critical else None
+    labels = list(dict.fromkeys(line["label"] for block in report.blocks for line in block.lines))
+    chosen = draw(report.config.shown_figures, report.rows, labels)
+    report = replace(report, notes=[*report.notes, *chosen.notes, *(ranked.notes if ranked else [])])
     files: dict[str, str | bytes] = {
         "table.md": report.markdown(),
         "table.tex": report.latex(),
@@ -139,18 +190,21 @@ def write_report(
     }
     if report.config.families:
         files |= {"contrasts.md": report.contrasts.markdown(), "contrasts.csv": report.contrasts.csv()}
-    figures: dict[str, dict[str, bytes]] = {}
+    figures = chosen.drawn
     if report.config.factorial:
         maps = factorial.heat_maps(report.config.factorial, report.rows)
         files |= {"heatmap.md": factorial.markdown(maps), "heatmap.csv": factorial.csv(maps)}
         figures["heatmap"] = factorial.figure(maps)
-    else:
-        labels = list(dict.fromkeys(line["label"] for block in report.blocks for line in block.lines))
-        figures["accuracy_over_tasks"] = accuracy_over_tasks(report.rows, labels)
     if report.config.regret:
         lost = regret.evaluate(report.config.regret, report.rows)
         files |= {"regret.md": lost.markdown(), "regret.csv": lost.csv()}
         figures["regret"] = regret.figure(lost)
+    if ranked and ranked.rankings:
+        files |= {"critical.md": ranked.markdown(), "critical.csv": ranked.csv()}
+        figures["critical"] = ranked.figure()
+    titles = {name: kind.title for name, kind in KINDS.items()} | MORE_FIGURES
+    pictures = {titles[name]: figure["png"] for name, figure in figures.items() if figure}
+    files["index.html"] = page.html(report, cells, pictures)
     files |= {f"{name}.{kind}": data for name, figure in figures.items() for kind, data in figure.items()}
     for name, data in files.items():
         write_atomic(out_dir / name, data)

@@ -7,10 +7,10 @@ p-value.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,8 @@ class Contrasts:
     def markdown(self) -> str:
         """GitHub Markdown, a table per family and stream."""
         parts = ["# Declared contrasts"]
-        for title, mine in self._sections().items():
-            parts += [f"## {escape_markdown(title)}", markdown_table(_printed(mine))]
+        for title, frame in self.tables().items():
+            parts += [f"## {escape_markdown(title)}", markdown_table(frame)]
         parts.append("\n".join(f"- {escape_markdown(note)}" for note in [*self.notes, *self.marks]))
         return "\n\n".join(parts) + "\n"
 
@@ -106,14 +106,15 @@ class Contrasts:
         from rich.console import Group
         from rich.text import Text
 
-        parts: list[Any] = [terminal_table(_printed(mine), title) for title, mine in self._sections().items()]
+        parts: list[Any] = [terminal_table(frame, title) for title, frame in self.tables().items()]
         return Group(*parts, *(Text(note, style="dim") for note in [*self.notes, *self.marks]))
 
-    def _sections(self) -> dict[str, list[Result]]:
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Frames of strings, one a family and stream, by title."""
         sections: dict[str, list[Result]] = {}
         for result in self.results:
             sections.setdefault(f"{result.family}: {stream_title(result.stream)}", []).append(result)
-        return sections
+        return {title: _printed(mine) for title, mine in sections.items()}
 
 
 def evaluate(families: Iterable[Family], rows: Sequence[Row]) -> Contrasts:
@@ -163,11 +164,9 @@ def paired(one: Iterable[Row], other: Iterable[Row]) -> list[float]:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values (Holm, 1979), in the order given."""
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = running
-    return adjusted
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
 
 
 def smallest_detectable(sd: float, n: int) -> float:
@@ -175,13 +174,14 @@ def smallest_detectable(sd: float, n: int) -> float:
 
     In points. One test alone, before Holm's correction. Needs n >= 2.
     """
-    from scipy.optimize import brentq
-    from scipy.stats import nct, t
+    return _detectable_effect(n) * sd
 
-    critical = float(t.ppf(1 - ALPHA / 2, n - 1))
-    # The far tail adds nothing that could be seen at this power; three times the critical value is far above the root.
-    shift = brentq(lambda shift: nct.sf(critical, n - 1, shift) - POWER, 0.0, 3 * critical)
-    return float(shift) * sd / math.sqrt(n)
+
+@cache
+def _detectable_effect(n: int) -> float:
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(nobs=n, alpha=ALPHA, power=POWER, alternative="two-sided"))
 
 
 def _repeats(selector: str, stream: Iterable[Row]) -> list[Row]:

@@ -264,7 +264,7 @@ def figure(maps: Sequence[HeatMap]) -> dict[str, bytes]:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    from bench.report.figures import rendered
+    from bench.report.figures.drawing import rendered
 
     means = [cell.interval[0] for one in maps for cell in one.cells.values() if cell.values]
     # Most cells are close: one rule that falls far behind must not take the colours from all others.

@@ -52,10 +52,12 @@ def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset(
     """The rows of every split with what tables and figures need beyond the contract.
 
     Adds ``id, eval_split, reason, seconds`` (training alone plus merging), ``carried_image_bytes``, ``scalars`` (what
-    the rule logged, a dict a task), ``tuning`` (trials that were spent on the method and on what; empty where the
-    protocol was not tuned), :data:`OF_METHOD` and the values of :func:`bench.metrics.more`. ``frozen`` marks a
-    baseline whose trainer adapts nothing but the heads; ``trainer`` and ``rule`` are dicts of key and options; ``head``
-    is the kind that the method brings, if any.
+    the rule logged, a dict a task), ``onset`` (loss and gradient norm at the first steps, a dict a task),
+    ``task_sizes`` (classes of each task that was trained), ``test_images`` (behind A_last), ``predictions_sha256``,
+    ``tuning`` (trials that were spent on the method and on what; empty where the protocol was not tuned),
+    :data:`OF_METHOD` and the values of :func:`bench.metrics.more`. ``frozen`` marks a baseline whose trainer adapts
+    nothing but the heads; ``trainer`` and ``rule`` are dicts of key and options; ``head`` is the kind that the method
+    brings, if any.
     """
     out = []
     for record in records:
@@ -78,6 +80,10 @@ def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset(
                 "head": method.get("head"),
                 "carried_image_bytes": image_bytes,
                 "scalars": [_dict(_dict(task).get("scalars")) for task in _list(record.get("tasks"))],
+                "onset": [_dict(_dict(task).get("onset")) for task in _list(record.get("tasks"))],
+                "task_sizes": [len(_list(_dict(task).get("classes"))) for task in _list(record.get("tasks"))],
+                "test_images": _test_images(record),
+                "predictions_sha256": record.get("predictions_sha256"),
                 "tuning": _tuning(record),
                 "reason": record.get("reason"),
                 "seconds": None if train is None or merge is None else train + merge,
@@ -172,6 +178,11 @@ def _row(record: Record, stale: Collection[str]) -> Row:
     row: Row = {name: coordinates.get(name) for name in COORDINATES}
     row |= {"status": status} | metrics.row(record)
     return row | {name: totals.get(name) for name in COSTS} | {"digest": record.get("digest")}
+
+
+def _test_images(record: Record) -> int | None:
+    """How many images stand behind A_last."""
+    return sum(total for _, total in record["counts"][-1]) if record["status"] == "done" else None
 
 
 def _tuning(record: Record) -> dict[str, Any]:

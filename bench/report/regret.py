@@ -167,7 +167,7 @@ def figure(regret: Regret) -> dict[str, bytes]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from bench.report.figures import MARKERS, rendered
+    from bench.report.figures.drawing import MARKERS, rendered
 
     streams = list(grouped(({"line": line, **line.stream} for line in lines), BLOCK).values())
     labels = list(dict.fromkeys(line.label for line in lines))

@@ -35,6 +35,7 @@ HEADERS = {
     "forgetting_coda": "Forgetting, CODA-Prompt",
     "forgetting_libcontinual": "Forgetting, LibContinual",
     "bwt_all": "Backward transfer over T",
+    "bwt_libcontinual": "Backward transfer, LibContinual",
     "seconds": "Time (s)",
     "peak_mb": "Peak memory (MB)",
     "carried_bytes": "Carried",
@@ -100,8 +101,8 @@ def _blocks(rows: list[Row], order: Sequence[str], about: str) -> list[Block]:
     frozen = [line for line in lines if line["frozen"] and line["forgetting"][0] is not None]
     for line in frozen:
         notes.append(
-            f"Frozen backbone ({line['label']}): forgetting {_number(line['forgetting'])} at learning accuracy "
-            f"{_number(line['learn_acc'])}. Its weights never change: it forgets because the label space grows."
+            f"Frozen backbone ({line['label']}): forgetting {number(line['forgetting'])} at learning accuracy "
+            f"{number(line['learn_acc'])}. Its weights never change: it forgets because the label space grows."
         )
     if not frozen:
         notes.append("No frozen backbone was run here, so forgetting has nothing to be read against.")
@@ -167,7 +168,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     return mean, mean - half, mean + half
 
 
-def _number(value: tuple[float | None, float | None]) -> str:
+def number(value: tuple[float | None, float | None]) -> str:
+    """Mean ± sd to one decimal; a hyphen where undefined."""
     mean, sd = value
     if mean is None:
         return "-"
@@ -178,7 +180,7 @@ def _number(value: tuple[float | None, float | None]) -> str:
 
 def _cell(name: str, value: tuple[float | None, float | None]) -> str:
     if name not in BYTES or value[0] is None:
-        return _number(value)
+        return number(value)
     from rich.filesize import decimal
 
     return decimal(round(value[0]))

@@ -1,0 +1,116 @@
+"""``clmerge landscape``: accuracy and loss on the path from the old served model to the newly trained one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.errors import UserError
+from bench.options import asked_suite, common, grid
+from bench.registry import Registry, plugin_places
+
+if TYPE_CHECKING:
+    from bench.landscape import Step
+
+
+@click.command()
+@grid
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/out/landscape"), show_default=True,
+    help="Folder to write to.",
+)  # fmt: skip
+@click.option("--step", type=click.FloatRange(0.001, 0.5), default=0.05, show_default=True, help="Between two alphas.")
+@common
+def landscape(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, out: Path, step: float, **options: Any
+) -> None:
+    """Walk from the old served model to the newly trained one after every task, and draw what happens on the way.
+
+    Runs what has no kept weights yet, in this process. One repeat unless --seeds says otherwise.
+
+    \b
+    clmerge landscape --datasets digits --tasks 3 --methods pm
+    """
+    from bench.grid import expand
+    from bench.plan import make_plan, preflight
+    from bench.record import read_record
+    from bench.schedule import Execution, Interrupted, execute
+    from bench.store import Store, write_atomic
+
+    if not options["methods"]:
+        raise UserError("--methods: name whose merges to look at; clmerge list methods has them")
+    suite = asked_suite({**options, "seeds": options["seeds"] or "1"})
+    places = tuple(plugin_places(plugins)[1:])
+    pinned = {name: options[name] for name in ("class_order_seed", "run_seed")}
+    cells, blocked = expand(suite, Registry.load(plugins), data, [p for p in places if p.is_dir()], **pinned)
+    from bench.landscape import check_cell, csv
+    from bench.landscape import landscape as walk
+
+    for cell in cells:
+        check_cell(cell)
+        cell.request["keep_weights"] = True
+    plan = make_plan(cells, blocked, results, Store(results / "cache", options["use_cache"]), options["rerun"])
+    if set(plan.stale) - {cell.id for cell in plan.to_run}:
+        click.echo("note: some weights were kept by other code than today's; --rerun stale runs them again", err=True)
+    failed: dict[str, str] = {}
+    if plan.to_run:
+        preflight(plan, results, data)
+        execution = Execution(results, data, places, "local", options["use_cache"], quiet=quiet)
+        try:
+            failed = execute([plan.to_run], execution, max(cell.protocol.threads for cell in cells)).failed
+        except Interrupted as stop:
+            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
+            sys.exit(130)
+
+    import torch
+
+    from bench.cell import Workbench
+    from bench.landscape_figure import landscape_figure
+    from bench.report.figures.drawing import paper_style, rendered
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bench = Workbench(results, data, Store(results / "cache", options["use_cache"]), device)
+    for cell in (cell for cell in cells if cell.id not in failed):
+        steps = walk(cell, read_record(results / "runs" / cell.id / "cell.json"), bench, step)
+        title = f"{cell.dataset.key}, T = {cell.n_tasks}, protocol {cell.protocol.key}: {cell.method.key}"
+        with paper_style():
+            drawn = rendered(landscape_figure(steps, title))
+        files: dict[str, str | bytes] = {"csv": csv(steps), **drawn}
+        for kind, content in files.items():
+            write_atomic(out / f"{cell.id}.{kind}", content)
+        _print(cell.id, steps, quiet)
+        for kind in files:
+            click.echo(os.path.relpath(out / f"{cell.id}.{kind}"))
+    if failed:
+        click.echo(f"{len(failed)} of {len(cells)} cells failed; the same command tries them again", err=True)
+        sys.exit(1)
+
+
+def _print(cell_id: str, steps: list[Step], quiet: bool) -> None:
+    import pandas as pd
+    from rich.console import Console
+
+    from bench.report.tables import terminal_table
+
+    frame = pd.DataFrame(
+        {
+            "t": str(step.t),
+            "1/t": f"{1 / step.t:.3f}",
+            "closed form": "-" if step.closed_form is None else f"{step.closed_form:.3f}",
+            "served": f"{step.served.alpha:.3f}",
+            "off path": f"{step.off_path:.3f}",
+        }
+        | {name: f"{alpha:.2f}" for name, alpha in step.best().items()}
+        for step in steps
+    )
+    # A pipe has no width: print wide rather than cut columns off.
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(terminal_table(frame, cell_id))
+    differing = sum(step.differing for step in steps)
+    if differing:
+        click.echo(f"note: {differing} predictions differ from the record's: other rounding on this machine", err=True)
+    if not quiet:
+        click.echo("The last three columns look at the images that are drawn: they choose nothing.")

@@ -1,0 +1,161 @@
+"""``clmerge paper``: tables of papers from the records at hand, beside what was published; missing cells on request."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.errors import UserError
+from bench.options import common, words
+from bench.registry import Registry, plugin_places
+
+if TYPE_CHECKING:
+    from bench.identity import Cell
+    from bench.report.paper import Measured
+    from bench.report.verdicts import Verdicts
+    from bench.schedule import Execution
+
+
+@click.command()
+@click.option("--tables", help="Names in reports/paper, or YAML files; default: all of them.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports/out/paper"), show_default=True,
+    help="Folder to write to.",
+)  # fmt: skip
+@click.option("--run", "run_missing", is_flag=True, help="Run the missing and failed cells of these tables first.")
+@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes at once.")
+@click.option("--gpus-per-run", type=click.FloatRange(0, 1), help="Share of a GPU for one process.")
+@common
+def paper(
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, tables: str | None, out: Path, run_missing: bool,
+    executor: Any, workers: int | None, gpus_per_run: float | None,
+) -> None:  # fmt: skip
+    """Write the tables of papers (Markdown, LaTeX, CSV, HTML), and a verdict on every published number.
+
+    \b
+    clmerge paper                                    what is there of each table
+    clmerge paper --tables "embedded factorial" --run
+    """
+    from bench.presets import named_file
+    from bench.report.page import gathered
+    from bench.report.paper import measure
+    from bench.report.paper_formats import html, write
+    from bench.report.paper_table import PAPER_TABLES, load_table
+    from bench.report.published import load_families
+    from bench.report.verdicts import judge
+    from bench.store import write_atomic
+
+    names = words(tables, "--tables") if tables else [path.stem for path in sorted(PAPER_TABLES.glob("*.yaml"))]
+    paths = dict.fromkeys(named_file(name, [PAPER_TABLES], "table", "--tables") for name in names)
+    wanted, families = [load_table(path) for path in paths], load_families()
+    registry, folders = Registry.load(plugins), [p for p in plugin_places(plugins)[1:] if p.is_dir()]
+
+    def found() -> tuple[list[Measured], Verdicts]:
+        rows = _rows(results, plugins)
+        return (
+            [measure(table, registry, folders, rows, families) for table in wanted],
+            judge(families.values(), list(rows.values()), registry),
+        )
+
+    measured, verdicts = found()
+    failed: dict[str, str] = {}
+    if run_missing:
+        from bench.schedule import Execution
+
+        execution = Execution(
+            results, data, tuple(plugin_places(plugins)[1:]), executor,
+            gpus_per_run=gpus_per_run, workers=workers, quiet=quiet,
+        )  # fmt: skip
+        failed = _run(measured, registry, folders, execution)
+        measured, verdicts = found()
+    files = [file for table in measured for file in write(table, out)]
+    about = "Measured and published numbers never share a column; a cell without a run says so."
+    index = gathered("Tables of papers", about, {each.table.title: html(each) for each in measured})
+    for name, text in {
+        "verdicts.md": verdicts.markdown(),
+        "verdicts.csv": verdicts.csv(),
+        "index.html": index,
+    }.items():
+        write_atomic(out / name, text)
+    if not quiet:
+        _print(measured, data)
+        told = ", ".join(f"{count} {outcome}" for outcome, count in verdicts.counts().items())
+        click.echo(f"published numbers: {told}\n{os.path.relpath(out)}: {len(files) + 3} files")
+    if failed:
+        click.echo(f"{len(failed)} cells failed; the same command tries them again", err=True)
+        sys.exit(1)
+
+
+def _rows(results: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
+    from bench.commands.table import stale_ids
+    from bench.record import iter_records
+    from bench.report.frame import detailed_rows
+
+    return {row["id"]: row for row in detailed_rows(iter_records(results), stale_ids(results, plugins))}
+
+
+def _run(measured: list[Measured], registry: Registry, folders: list[Path], execution: Execution) -> dict[str, str]:
+    """Run what is missing or failed and can be run here; returns the failures."""
+    from bench.grid import expand
+    from bench.plan import describe, make_plan, pack, preflight
+    from bench.schedule import Interrupted, execute, slots
+    from bench.store import Store
+
+    asked: dict[str, Cell] = {}
+    blocked: dict[str, str] = {}
+    for each in measured:
+        for suite in each.table.suites():
+            try:
+                cells, _ = expand(
+                    suite, registry, execution.data, folders, class_order_seed=each.table.class_order_seed
+                )
+                asked |= {cell.id: cell for cell in cells}
+            except UserError as error:
+                blocked[" ".join([f"{each.table.key},", *suite.datasets, *suite.protocols])] = str(error)
+    for where, why in blocked.items():
+        click.echo(f"cannot run here: {where}: {why}")
+    if not asked:
+        return {}
+    plan = make_plan(list(asked.values()), {}, execution.results, Store(execution.results / "cache"))
+    threads = max(cell.protocol.threads for cell in plan.cells)
+    processes = slots(execution, threads)
+    if not execution.quiet:
+        click.echo(describe(plan, suite, execution.results, processes))
+    if not plan.to_run:
+        return {}
+    preflight(plan, execution.results, execution.data)
+    try:
+        return execute(pack(plan.to_run, processes), execution, threads).failed
+    except Interrupted as stop:
+        click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
+        sys.exit(130)
+
+
+def _print(measured: list[Measured], data: Path) -> None:
+    """What is there of each table, and which data is not on this machine."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench.data.dataset import availability
+    from bench.report.paper import STATES
+
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    shown.add_column("table")
+    for column in ("cells", *STATES):
+        shown.add_column(column, justify="right")
+    shown.add_column("data not on this machine")
+    reasons: dict[str, str] = {}
+    for each in measured:
+        states, datasets = each.states, {place.dataset.key: place.dataset for place in each.places}
+        blocked = {key: why for key, config in datasets.items() if (why := availability(config, data))}
+        reasons |= blocked
+        counts = [str(states[state] or "") for state in STATES]
+        shown.add_row(each.table.key, str(len(each.cells)), *counts, " ".join(blocked))
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(shown)
+    for key, why in reasons.items():
+        click.echo(f"not on this machine: {key}: {why}")
