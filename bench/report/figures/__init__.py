@@ -45,6 +45,9 @@ KINDS = {
 }
 
 
+MANY = 1000  #: cells from which on figures are drawn side by side
+
+
 class FigureConfig(Section):
     """One entry of a report's ``figures``: a name, or a name and what it shows; an empty list: all."""
 
@@ -91,16 +94,25 @@ def draw(wanted: Sequence[FigureConfig], rows: Sequence[Row], labels: Sequence[s
         labels: in the order of the tables; others follow. A label looks the same in every figure that shows all
             methods.
     """
-    drawn: dict[str, dict[str, bytes]] = {}
-    notes = []
-    for config in wanted:
-        mine = [row for row in rows if config.shows(row)]
-        shown = dict.fromkeys(row["label"] for row in mine)
-        order = dict.fromkeys([*(label for label in labels if label in shown), *shown])
-        try:
-            with paper_style():
-                figure = KINDS[config.name].plot(mine, list(order))
-                drawn[config.name] = rendered(figure)
-        except LeftOut as why:
-            notes.append(f"Figure {config.name} is left out: {why}.")
-    return Figures(drawn, notes)
+    from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
+
+    # Processes take longer to start than a few hundred cells to draw.
+    jobs = min(cpu_count(), len(wanted)) if len(rows) > MANY else 1
+    tasks = [(config, [row for row in rows if config.shows(row)]) for config in wanted]
+    made = Parallel(n_jobs=jobs)(delayed(_draw)(config.name, mine, labels) for config, mine in tasks) if tasks else []
+    named = list(zip((config.name for config in wanted), made, strict=True))
+    return Figures(
+        {name: files for name, files in named if not isinstance(files, str)},
+        [f"Figure {name} is left out: {why}." for name, why in named if isinstance(why, str)],
+    )
+
+
+def _draw(name: str, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, bytes] | str:
+    """One figure, or why it is left out."""
+    shown = dict.fromkeys(row["label"] for row in rows)
+    order = dict.fromkeys([*(label for label in labels if label in shown), *shown])
+    try:
+        with paper_style():
+            return rendered(KINDS[name].plot(rows, list(order)))
+    except LeftOut as why:
+        return str(why)
