@@ -46,30 +46,24 @@ def check(counts: Any) -> None:
         if not isinstance(row, list | tuple) or len(row) != t + 1:
             raise ValueError(f"counts row {t} does not have {t + 1} entries")
         for i, pair in enumerate(row):
-            if not _is_pair(pair):
-                check_pair(pair, f"counts row {t}, task {i}")
+            if problem := _problem(pair):
+                raise ValueError(f"counts row {t}, task {i}: {problem}")
             if sizes.setdefault(i, pair[1]) != pair[1]:
                 raise ValueError(f"counts row {t}, task {i}: {pair[1]} test images, {sizes[i]} in an earlier row")
 
 
-def _is_pair(pair: Any) -> bool:
-    """Whether :func:`check_pair` would find nothing: reports check millions of pairs, so this is quick."""
-    return (
-        type(pair) is list
-        and len(pair) == 2
-        and type(pair[0]) is int
-        and type(pair[1]) is int
-        and 0 <= pair[0] <= pair[1] > 0
-    )
-
-
 def check_pair(pair: Any, where: str) -> None:
     """Raise ``ValueError`` starting with ``where`` unless ``pair`` is (correct, total) of at least one test image."""
+    if problem := _problem(pair):
+        raise ValueError(f"{where}: {problem}")
+
+
+def _problem(pair: Any) -> str:
+    """What is wrong with a pair, or nothing. Reports ask this of millions: no text is made for those that are right."""
     # `type is int`, because a JSON `true` is an int to isinstance.
-    if not isinstance(pair, list | tuple) or len(pair) != 2 or any(type(x) is not int for x in pair):
-        raise ValueError(f"{where}: not a pair of integers")
-    if not 0 <= pair[0] <= pair[1] or pair[1] == 0:
-        raise ValueError(f"{where}: {pair[0]} correct of {pair[1]} is impossible")
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or type(pair[0]) is not int or type(pair[1]) is not int:
+        return "not a pair of integers"
+    return "" if 0 <= pair[0] <= pair[1] > 0 else f"{pair[0]} correct of {pair[1]} is impossible"
 
 
 def accuracy(row: Sequence[Pair] | None, by: By = "samples") -> float | None:

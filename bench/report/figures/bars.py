@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bench.report.figures.drawing import SPREAD, LeftOut, caption, measured, sheet, write_caption
+from bench.report.figures.drawing import SPREAD, after_every_task, caption, sheet, write_caption
 from bench.report.frame import BLOCK, Row, grouped, stream_title
 
 COLUMNS = {
@@ -23,9 +23,7 @@ def losses(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     Of task means, A_last = learning accuracy - later drift, and the accuracy before merging is learning accuracy +
     merge drop: so the panels account for all that is lost.
     """
-    found = [row for row in measured(rows, "a_last") if row["learn_acc"] is not None]
-    if not found:
-        raise LeftOut("no cell was evaluated after every task")
+    found, missing = after_every_task(rows, "learn_acc")
     streams = list(grouped(found, BLOCK).values())
     heights = [BAR * len(grouped(stream, ("label",))) + 0.75 for stream in streams]
     figure, grid = sheet(
@@ -39,10 +37,7 @@ def losses(rows: Sequence[Row], labels: Sequence[str]) -> Any:
         f"{SPREAD} {{n}}; task means. After each name: A_last (%), which is learning accuracy minus later drift. "
         "Below 0: the merge, or a later task, helped. Not defined: heads fitted after the merge."
     )
-    missing = dict.fromkeys(row["label"] for row in measured(rows, "a_last") if row["learn_acc"] is None)
-    if missing:
-        text += f" Evaluated only at the end, so not shown: {', '.join(missing)}."
-    write_caption(figure, caption(text, found))
+    write_caption(figure, caption(text + missing, found))
     return figure
 
 

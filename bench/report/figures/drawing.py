@@ -61,6 +61,19 @@ def measured(rows: Iterable[Row], needs: str) -> list[Row]:
     return found
 
 
+def after_every_task(rows: Iterable[Row], *needs: str) -> tuple[list[Row], str]:
+    """The rows with a value under all of ``needs``, and the caption's sentence on methods evaluated only at the end.
+
+    Raises :class:`LeftOut` where there is no such row.
+    """
+    every = measured(rows, "a_last")
+    found = [row for row in every if all(row[name] is not None for name in needs)]
+    if not found:
+        raise LeftOut("no cell was evaluated after every task")
+    at_the_end = dict.fromkeys(row["label"] for row in every if row["learn_acc"] is None)
+    return found, f" Evaluated only at the end, so not shown: {', '.join(at_the_end)}." if at_the_end else ""
+
+
 def looks(labels: Sequence[str]) -> dict[str, Look]:
     """By label. Fifty labels are told apart by marker and dashes, 130 by marker and colour."""
     import seaborn as sns

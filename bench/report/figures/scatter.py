@@ -12,6 +12,7 @@ from bench.report.figures.drawing import (
     SPREAD,
     LeftOut,
     Look,
+    after_every_task,
     caption,
     looks,
     measured,
@@ -30,9 +31,7 @@ def stability(rows: Sequence[Row], labels: Sequence[str]) -> Any:
 
     Of task means, A_last is their difference, so lines of equal A_last are straight and drawn.
     """
-    found = [row for row in measured(rows, "a_last") if None not in (row["learn_acc"], row["drift"])]
-    if not found:
-        raise LeftOut("no cell was evaluated after every task")
+    found, missing = after_every_task(rows, "learn_acc", "drift")
     streams = list(grouped(found, BLOCK).values())
     figure, panels = _sheet(len(streams), min(3, len(streams)), found)
     style = looks(labels)
@@ -45,10 +44,7 @@ def stability(rows: Sequence[Row], labels: Sequence[str]) -> Any:
         _iso_lines(axes)
     _legend(figure, found, style)
     text = f"{SPREAD} {{n}}; task means. Dotted: equal A_last, which is learning accuracy minus later drift."
-    missing = dict.fromkeys(row["label"] for row in measured(rows, "a_last") if row["learn_acc"] is None)
-    if missing:
-        text += f" Evaluated only at the end, so not shown: {', '.join(missing)}."
-    write_caption(figure, caption(text, found))
+    write_caption(figure, caption(text + missing, found))
     return figure
 
 
