@@ -114,7 +114,7 @@ def run(
     clmerge run --suite smoke --executor local
     """
     from bench.plan import describe, pack, preflight
-    from bench.schedule import Execution, Interrupted, execute, slots
+    from bench.schedule import Execution, execute, slots
 
     plan, suite = _planned(results, data, plugins, options, keep_weights)
     quiet, places = quiet or as_json, tuple(plugin_places(plugins)[1:])
@@ -131,11 +131,7 @@ def run(
     failed: dict[str, str] = {}
     if trials:
         preflight(plan, results, data)
-        try:
-            failed = execute(trials, execution, threads).failed
-        except Interrupted as stop:
-            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
-            sys.exit(130)
+        failed = execute(trials, execution, threads).failed
     ids, stale = {cell.id for cell in plan.cells}, set(plan.stale) - {cell.id for cell in plan.to_run}
     if as_json:
         click.echo(json.dumps(table_rows(results, stale, suite.eval_split, ids), indent=1))

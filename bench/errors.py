@@ -10,6 +10,18 @@ class UserError(Exception):
     """A wrong request. The command line prints the one line and exits with 2; ``--debug`` shows the traceback."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C, SIGTERM or SIGHUP came, and all our processes are gone. What is finished is kept.
+
+    Attributes:
+        finished, total: cells of this call.
+    """
+
+    def __init__(self, finished: int, total: int) -> None:
+        super().__init__(f"interrupted with {finished} of {total} runs finished")
+        self.finished, self.total = finished, total
+
+
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """A ``UserError`` for a name that is not known, with the nearest names that are.
 

@@ -14,14 +14,14 @@ import click
 import yaml
 
 from bench.config import EvalSplit, SuiteConfig, check
-from bench.errors import UserError
+from bench.errors import Interrupted, UserError
 from bench.presets import load_suite
 
 Command = Callable[..., None]
 
 
 def common(function: Command) -> Command:
-    """The options that mean the same on every command, and one line instead of a traceback for a user's mistake."""
+    """The options that mean the same on every command, and one line instead of a traceback for a mistake or Ctrl-C."""
 
     @click.option(
         "--results",
@@ -58,6 +58,9 @@ def common(function: Command) -> Command:
                 raise
             click.echo(f"clmerge: {error}", err=True)
             sys.exit(2)
+        except Interrupted as stop:
+            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
+            sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` closed it; not an error
         except OSError as error:

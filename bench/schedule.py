@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from bench.conductor import Conductor, clean_up_after_killed, cluster_address
 from bench.display import Display, why_failed
-from bench.errors import UserError
+from bench.errors import Interrupted, UserError
 from bench.identity import Cell
 from bench.registry import plugin_places
 from bench.trial import record_path, run_trial, stamp
@@ -43,18 +43,6 @@ class Outcome:
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  #: cell id to a one-line reason
-
-
-class Interrupted(Exception):
-    """Ctrl-C, SIGTERM or SIGHUP came, and all our processes are gone. What is finished is kept.
-
-    Attributes:
-        finished, total: cells of this call.
-    """
-
-    def __init__(self, finished: int, total: int) -> None:
-        super().__init__(f"interrupted with {finished} of {total} runs finished")
-        self.finished, self.total = finished, total
 
 
 def slots(execution: Execution, threads: int) -> int:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from bench.cli import cli
 from bench.code import ROOT
+from bench.errors import Interrupted
 
 DATA = ROOT / "data"
 TINY = [
@@ -377,3 +378,25 @@ def test_shards_share_the_grid_out_whatever_is_done_already(tmp_path: Path, monk
         CliRunner().invoke(cli, ["run", "--executor", "local", "--data", str(DATA), "--shard", f"{k}/3", *grid])
     assert len(set.union(*asked)) == sum(map(len, asked)) == 18
     assert all(asked)
+
+
+@pytest.mark.parametrize("command", ["run", "landscape", "tune", "paper"])
+def test_an_interruption_is_one_line_and_exit_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def execute(*_: object) -> object:
+        raise Interrupted(3, 7)
+
+    monkeypatch.setattr("bench.schedule.execute", execute)
+    monkeypatch.setattr("bench.schedule.slots", lambda *_: 1)
+    grid = ["--methods", "average", "--datasets", "digits", "--tasks", "2", "--seeds", "1"]
+    arguments = {
+        "run": ["run", "--executor", "local", *grid],
+        "landscape": ["landscape", *grid],
+        "tune": ["tune", *grid[:-2], "--trials", "2", "--out", str(tmp_path / "tuned.yaml")],
+        "paper": ["paper", "--tables", "embedded", "--run", "--out", str(tmp_path / "paper")],
+    }
+    done = clmerge(*arguments[command], "--results", str(tmp_path / "results"), "--quiet")
+    assert done.returncode == 130, done.stderr
+    assert "Interrupted with 3 of 7 runs finished; the same command goes on where it stopped" in done.stderr
+    assert not list(tmp_path.rglob("*.yaml"))

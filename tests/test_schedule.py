@@ -23,12 +23,12 @@ from filelock import FileLock
 from bench import conductor, schedule
 from bench.config import SuiteConfig
 from bench.display import Display
-from bench.errors import UserError
+from bench.errors import Interrupted, UserError
 from bench.grid import expand
 from bench.identity import Cell
 from bench.record import read_record, read_records
 from bench.registry import Registry
-from bench.schedule import Execution, Interrupted, Outcome, execute, slots
+from bench.schedule import Execution, Outcome, execute, slots
 from bench.trial import record_path, run_trial, stamp, starts_allowed
 
 DATA = Path(__file__).parent.parent / "data"
@@ -69,7 +69,8 @@ from bench.config import SuiteConfig
 from bench.grid import expand
 from bench.plan import make_plan
 from bench.registry import Registry
-from bench.schedule import Execution, Interrupted, execute
+from bench.errors import Interrupted
+from bench.schedule import Execution, execute
 from bench.store import Store
 
 results, data, plugins, methods, seeds, tiny = sys.argv[1:]

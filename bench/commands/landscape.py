@@ -38,7 +38,7 @@ def landscape(
     from bench.grid import expand
     from bench.plan import make_plan, preflight
     from bench.record import read_record
-    from bench.schedule import Execution, Interrupted, execute
+    from bench.schedule import Execution, execute
     from bench.store import Store, write_atomic
 
     if not options["methods"]:
@@ -60,11 +60,7 @@ def landscape(
     if plan.to_run:
         preflight(plan, results, data)
         execution = Execution(results, data, places, "local", options["use_cache"], quiet=quiet)
-        try:
-            failed = execute([plan.to_run], execution, max(cell.protocol.threads for cell in cells)).failed
-        except Interrupted as stop:
-            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
-            sys.exit(130)
+        failed = execute([plan.to_run], execution, max(cell.protocol.threads for cell in cells)).failed
 
     import torch
 

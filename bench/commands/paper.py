@@ -103,7 +103,7 @@ def _run(measured: list[Measured], registry: Registry, folders: list[Path], exec
     """Run what is missing or failed and can be run here; returns the failures."""
     from bench.grid import expand
     from bench.plan import describe, make_plan, pack, preflight
-    from bench.schedule import Interrupted, execute, slots
+    from bench.schedule import execute, slots
     from bench.store import Store
 
     asked: dict[str, Cell] = {}
@@ -129,11 +129,7 @@ def _run(measured: list[Measured], registry: Registry, folders: list[Path], exec
     if not plan.to_run:
         return {}
     preflight(plan, execution.results, execution.data)
-    try:
-        return execute(pack(plan.to_run, processes), execution, threads).failed
-    except Interrupted as stop:
-        click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
-        sys.exit(130)
+    return execute(pack(plan.to_run, processes), execution, threads).failed
 
 
 def _print(measured: list[Measured], data: Path) -> None:

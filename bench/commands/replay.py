@@ -33,7 +33,7 @@ def replay(
     from bench.data.dataset import availability
     from bench.plan import make_plan, preflight
     from bench.replay import Folder, check_folder, replay_cell
-    from bench.schedule import Execution, Interrupted, execute
+    from bench.schedule import Execution, execute
     from bench.store import Store
 
     registry, places = Registry.load(plugins), tuple(plugin_places(plugins)[1:])
@@ -53,11 +53,7 @@ def replay(
     failed: dict[str, str] = {}
     if plan.to_run:
         preflight(plan, results, data)
-        try:
-            failed = execute([plan.to_run], execution, threads=1).failed
-        except Interrupted as stop:
-            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
-            sys.exit(130)
+        failed = execute([plan.to_run], execution, threads=1).failed
     ids, stale = {cell.id for cell in plan.cells}, stale_ids(results, plugins) & set(plan.stale)
     if as_json:
         click.echo(json.dumps(table_rows(results, stale, "test", ids), indent=1))

@@ -43,7 +43,7 @@ def tune(
     from bench.config import SuiteConfig, check
     from bench.plan import describe, make_plan, pack, preflight
     from bench.presets import read_yaml
-    from bench.schedule import Execution, Interrupted, execute, slots
+    from bench.schedule import Execution, execute, slots
     from bench.store import Store
     from bench.tune import SpaceConfig, check_out, choose, plan_searches, write_protocol
 
@@ -75,11 +75,7 @@ def tune(
     failed: dict[str, str] = {}
     if plan.to_run:
         preflight(plan, results, data)
-        try:
-            failed = execute(pack(plan.to_run, processes), execution, threads).failed
-        except Interrupted as stop:
-            click.echo(f"\n{str(stop).capitalize()}; the same command goes on where it stopped", err=True)
-            sys.exit(130)
+        failed = execute(pack(plan.to_run, processes), execution, threads).failed
     choices = [choose(search, results) for search in searches]
     if all(choice.values is None for choice in choices):
         raise UserError("clmerge tune: no trial of any method finished, so nothing is written")
