@@ -113,6 +113,7 @@ def run_cell(cell: Cell, bench: Workbench, job: str = "", progress: Progress = l
 
 def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[str, Any]:
     began, stream, backbone = time.perf_counter(), bench.stream(cell), bench.backbone(cell)
+    cell = replace(cell, data_digest=stream.digest)
     trainer, rule = cell.method.build()
     theta_0 = backbone.pretrained
     trainer.begin(theta_0)
@@ -279,6 +280,7 @@ def _head_of_record(cell: Cell, status: str) -> dict[str, Any]:
         "method": cell.method.describe(),
         "protocol": cell.protocol_told(),
         "code": cell.code(),
+        "files": cell.files_digest,
         "environment": environment(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -22,13 +22,14 @@ from bench.commands.landscape import landscape
 from bench.commands.merge import merge
 from bench.commands.paper import paper
 from bench.commands.replay import replay
-from bench.commands.table import print_table, stale_ids, table_rows
+from bench.commands.table import print_table, standings_in, table_rows
 from bench.commands.text import text
 from bench.commands.tune import tune
 from bench.config import EvalSplit, SuiteConfig
 from bench.errors import UserError
 from bench.options import asked_suite, common, grid
 from bench.presets import read_yaml
+from bench.record import Standing
 from bench.registry import Registry, plugin_places
 
 
@@ -57,11 +58,16 @@ def cli() -> None:
 
 
 def _planned(
-    results: Path, data: Path, plugins: tuple[Path, ...], options: dict[str, Any], keep_weights: bool = False
+    results: Path,
+    data: Path,
+    plugins: tuple[Path, ...],
+    options: dict[str, Any],
+    keep_weights: bool = False,
+    prepare: bool = False,
 ) -> tuple[Any, SuiteConfig]:
     """The plan of the grid that is asked for, and the suite."""
     from bench.grid import expand
-    from bench.plan import make_plan
+    from bench.plan import make_plan, with_data_as_it_is
     from bench.store import Store
 
     suite = asked_suite(options)
@@ -69,12 +75,14 @@ def _planned(
     folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
     pinned = {name: options[name] for name in ("class_order_seed", "run_seed")}
     cells, blocked = expand(suite, registry, data, folders, **pinned)
+    if prepare:
+        cells = with_data_as_it_is(cells, data)
     for cell in cells if keep_weights else []:
         if cell.method.trainer.data == "seen":
             raise UserError(f"--keep-weights: {cell.method.key!r} has no task models to keep; leave it out")
         cell.request["keep_weights"] = True
     store = Store(results / "cache", options["use_cache"])
-    return make_plan(cells, blocked, results, store, options["rerun"]), suite
+    return make_plan(cells, blocked, results, data, store, options["rerun"]), suite
 
 
 def _shard(text: str, trials: list[Any]) -> list[Any]:
@@ -116,7 +124,7 @@ def run(
     from bench.plan import describe, pack, preflight
     from bench.schedule import Execution, execute, slots
 
-    plan, suite = _planned(results, data, plugins, options, keep_weights)
+    plan, suite = _planned(results, data, plugins, options, keep_weights, prepare=True)
     quiet, places = quiet or as_json, tuple(plugin_places(plugins)[1:])
     execution = Execution(results, data, places, executor, options["use_cache"], gpus_per_run, workers, quiet)
     threads = max(cell.protocol.threads for cell in plan.cells)
@@ -132,11 +140,12 @@ def run(
     if trials:
         preflight(plan, results, data)
         failed = execute(trials, execution, threads).failed
-    ids, stale = {cell.id for cell in plan.cells}, set(plan.stale) - {cell.id for cell in plan.to_run}
+    ids = {cell.id for cell in plan.cells}
+    standings = dict.fromkeys(set(plan.stale) - {cell.id for cell in plan.to_run}, Standing("stale"))
     if as_json:
-        click.echo(json.dumps(table_rows(results, stale, suite.eval_split, ids), indent=1))
+        click.echo(json.dumps(table_rows(results, standings, suite.eval_split, ids), indent=1))
     else:
-        print_table(results, ids, stale, _report_yaml(suite, plan.cells))
+        print_table(results, ids, standings, _report_yaml(suite, plan.cells))
     if not quiet:
         click.echo(f"records: {results / 'runs'}\nreport:  clmerge report writes Markdown, LaTeX, CSV and figures")
     if failed:
@@ -225,7 +234,7 @@ def results(
     """Print one row a cell: coordinates, metrics (percent, unrounded), costs."""
     from bench.report.frame import csv_text, write_csv
 
-    found = table_rows(results, stale_ids(results, plugins), eval_split)
+    found = table_rows(results, standings_in(results, data, plugins), eval_split)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     elif csv_file and csv_file != "-":
@@ -250,7 +259,9 @@ def report(
     """Write index.html, the tables (Markdown, LaTeX, CSV), the declared contrasts and the figures."""
     from bench.report import write_report
 
-    files = write_report(results, out, report_yaml or ROOT / "reports" / "embedded.yaml", stale_ids(results, plugins))
+    files = write_report(
+        results, out, report_yaml or ROOT / "reports" / "embedded.yaml", standings_in(results, data, plugins)
+    )
     for file in files:
         click.echo(os.path.relpath(file))
 
@@ -278,7 +289,9 @@ def verify(
     from bench.report.verify import verify as compare
 
     lines, ok = compare(
-        table_rows(results, stale_ids(results, plugins), "test"), read_published(published), tolerance=tolerance
+        table_rows(results, standings_in(results, data, plugins), "test"),
+        read_published(published),
+        tolerance=tolerance,
     )
     for line in lines:
         click.echo(line)

@@ -64,10 +64,18 @@ class Method:
         return self.trainer(**self.trainer_options), self.rule(**self.rule_options)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two methods the same one (JSON-able): part of every cell's identity."""
+        """What makes two methods the same one (JSON-able): part of every cell's identity.
+
+        Options at their class's default are left out, so that an option more changes no identity.
+        """
+
+        def changed(cls: type[Plugin], options: dict[str, Any]) -> dict[str, Any]:
+            fields = cls.options()
+            return {name: value for name, value in options.items() if value != fields[name].default}
+
         return {
-            "trainer": {"key": self.trainer.key, **self.trainer_options},
-            "rule": {"key": self.rule.key, **self.rule_options},
+            "trainer": {"key": self.trainer.key, **changed(self.trainer, self.trainer_options)},
+            "rule": {"key": self.rule.key, **changed(self.rule, self.rule_options)},
             "start": self.start,
             **({"head": self.head} if self.head else {}),
         }

@@ -31,6 +31,13 @@ def put(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[last] = deepcopy(value)
 
 
+def value_at(data: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a key; None where a mapping on the way to it has it not."""
+    for part in dotted.split("."):
+        data = data.get(part) if isinstance(data, Mapping) else None  # type: ignore[assignment]
+    return data
+
+
 def drop(data: dict[str, Any], dotted: str) -> None:
     """Remove a key in place, and the mappings that its going leaves empty."""
     first, _, rest = dotted.partition(".")

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.combination import Method
 from bench.config import DatasetConfig, ProtocolConfig, SuiteConfig
-from bench.data.dataset import availability
+from bench.data.dataset import availability, data_digest
 from bench.errors import UserError
 from bench.identity import Cell
 from bench.method import Start
@@ -104,13 +104,14 @@ def expand(
             for spelling, trainer, start in product(suite.methods, trainers, starts):
                 method, own, entry = for_method(registry, adapted, changes, spelling, start, trainer)
                 _refuse(method, own, dataset)
+                digest = data_digest(dataset, data, own.image)
                 for n_tasks, (order, run) in product(suite.tasks or dataset.tasks[:1], repeats):
                     request = {
-                        "dataset": name, "n_tasks": n_tasks, "protocol": preset, "overrides": changes,
-                        "method": method.variant, **entry, "class_order_seed": order, "run_seed": run,
-                        "eval_split": suite.eval_split,
+                        "dataset": anywhere(name), "n_tasks": n_tasks, "protocol": anywhere(preset),
+                        "overrides": changes, "method": method.variant, **entry,
+                        "class_order_seed": order, "run_seed": run, "eval_split": suite.eval_split,
                     }  # fmt: skip
-                    cell = Cell(dataset, n_tasks, own, method, order, run, suite.eval_split, request)
+                    cell = Cell(dataset, n_tasks, own, method, order, run, suite.eval_split, request, digest)
                     cells.setdefault(cell.id, cell)
     if not cells:
         raise UserError("datasets: nothing to run; " + "; ".join(f"{k}: {v}" for k, v in blocked.items()))
@@ -193,15 +194,26 @@ def _refuse(method: Method, protocol: ProtocolConfig, dataset: DatasetConfig) ->
         raise UserError(f"{where}: train.milestones: missing; schedule multistep lowers the rate after these epochs")
 
 
-def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path]) -> Cell:
-    """The cell of a request, made again in another process."""
+def anywhere(name: str) -> str:
+    """A name as it is, a file's path made absolute: a request is read in other folders and processes too."""
+    return str(Path(name).expanduser().resolve()) if name.endswith((".yaml", ".yml")) else name
+
+
+def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path], data: Path) -> Cell:
+    """The cell of a request, made again in another process.
+
+    Raises:
+        UserError: a plugin, a protocol or a dataset is not there any more, or not as it was.
+        KeyError: the request is not one of this version's.
+    """
     if "replay" in request:
         from bench.replay import replay_cell
 
-        return replay_cell(request, registry, folders)
+        return replay_cell(request, registry, folders, data)
     dataset = load_dataset_config(request["dataset"], folders)
     changes = request["overrides"]
     adapted = for_dataset(load_protocol(request["protocol"], changes), dataset.key)
     method, own, _ = for_method(registry, adapted, changes, request["method"], entry=request.get("per_method"))
     seeds = request["class_order_seed"], request["run_seed"]
-    return Cell(dataset, request["n_tasks"], own, method, *seeds, request["eval_split"], request)
+    digest = data_digest(dataset, data, own.image)
+    return Cell(dataset, request["n_tasks"], own, method, *seeds, request["eval_split"], request, digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -10,8 +11,9 @@ from typing import Any
 
 from bench.code import code_of_class, code_of_modules
 from bench.combination import Method
-from bench.config import DatasetConfig, ProtocolConfig
+from bench.config import DatasetConfig, ProtocolConfig, Section
 from bench.data.dataset import prepared_key
+from bench.errors import UserError
 from bench.order import boundaries, class_order
 from bench.store import key_of
 from bench.text_rows import rows_digest
@@ -24,9 +26,10 @@ TRAINING_CODE = (
 
 
 MERGING_CODE = (
-    "task.py", "statistics.py", "evaluate.py", "serving.py", "minimise.py", "sparsify.py", "spectral.py",
-    "exemplars.py",
+    "cell.py", "task.py", "statistics.py", "evaluate.py", "serving.py", "memory.py", "replay.py",
 )  # fmt: skip
+
+FORMAT = 2  #: of names and keys: raised where the same configuration comes to mean something else
 
 
 #: of a protocol: words, and what is applied to the other fields before a cell is made
@@ -36,7 +39,15 @@ NO_IDENTITY = {
 }  # fmt: skip
 
 
+#: where a file of weights lies and what it should hold: what it holds is hashed instead
+FILES = {"backbone": {"weights", "sha256"}, "head": {"text"}}
+
 TRAINING_FIELDS = {"backbone", "adapter", "image", "augment", "train", "threads"}
+
+
+def _changed(section: Section, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    """The fields that are not at their default, so that a field more with a default changes no name and no key."""
+    return section.model_dump(mode="json", include=include, exclude=exclude, exclude_defaults=True)
 
 
 @dataclass(frozen=True)
@@ -51,14 +62,20 @@ class Cell:
     run_seed: int
     eval_split: str
     request: dict[str, Any] = field(compare=False)  #: how to make this cell again in another process (JSON-able)
+    data_digest: str | None = field(default=None, compare=False)  #: of the prepared arrays; None: not prepared yet
 
     @cached_property
     def id(self) -> str:
-        """Readable, and ending in a hash of everything that defines the cell (but not of any code)."""
+        """Readable, and ending in a hash of everything that defines the cell (but not of any code).
+
+        Of the configuration what is at its default is left out: a field more, with a default, changes no name.
+        """
         identity = key_of(
+            FORMAT,
             prepared_key(self.dataset, self.protocol.image),
             self.n_tasks,
-            self.protocol.model_dump(mode="json", exclude=NO_IDENTITY),
+            _changed(self.protocol, exclude={**dict.fromkeys(NO_IDENTITY, True), **FILES}),
+            self.files_digest,
             self.method.identity(),
             self.class_order_seed,
             self.run_seed,
@@ -69,6 +86,19 @@ class Cell:
         protocol = self.protocol.variant_of or self.protocol.key
         seeds = f"c{self.class_order_seed}-r{self.run_seed}"
         return f"{self.dataset.key}-T{self.n_tasks}-{protocol}{split}-{method}-{seeds}-{identity[:10]}"
+
+    @cached_property
+    def files_digest(self) -> dict[str, str]:
+        """SHA-256 of the files that the model is made from, as they are now: of the backbone's weights and, for a
+        zero-shot head, of the classes' text rows. Weights that the hub still has to send are named by their tag alone;
+        a file that is not on this machine has none, so no record is taken for one of this cell's.
+        """
+        found: dict[str, str | None] = {}
+        with suppress(UserError):
+            found["backbone"] = weights_digest(self.protocol) if self.protocol.backbone.weights is not None else None
+        with suppress(UserError):
+            found["text"] = rows_digest(self.protocol.head) if self.protocol.head.kind == "zero_shot" else None
+        return {name: digest for name, digest in found.items() if digest}
 
     @property
     def task_classes(self) -> list[list[int]]:
@@ -115,14 +145,16 @@ class Cell:
         code, protocol = self.code(), self.protocol
         trainer = self.method.identity()["trainer"]
         # linear, ncm, ridge and refit train the same heads
-        head = {"text"} if protocol.head.kind == "zero_shot" else {"init_std"}
+        zero_shot = protocol.head.kind == "zero_shot"
         base = [
+            FORMAT,
             prepared_key(self.dataset, protocol.image),
-            protocol.model_dump(mode="json", include=TRAINING_FIELDS),
-            protocol.lora.model_dump(mode="json") if protocol.adapter == "lora" else None,
-            protocol.head.model_dump(mode="json", include=head),
+            self.data_digest,
+            _changed(protocol, include=TRAINING_FIELDS, exclude={"backbone": FILES["backbone"]}),
+            _changed(protocol.lora) if protocol.adapter == "lora" else None,
+            None if zero_shot else _changed(protocol.head, include={"init_std"}),
             weights_digest(protocol),
-            rows_digest(protocol.head) if protocol.head.kind == "zero_shot" else None,
+            rows_digest(protocol.head) if zero_shot else None,
             trainer,
             code["train"],
             self.run_seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import SuiteConfig
-from bench.data.dataset import prepared_folder, stored
+from bench.data.dataset import data_changed, load_dataset, prepared_folder, stored
 from bench.errors import UserError
 from bench.identity import Cell
 from bench.presets import weights_file
 from bench.record import read_record, read_records
+from bench.standing import standing
 from bench.store import Store, write_atomic
 
 
@@ -26,6 +28,7 @@ class Plan:
     cells: list[Cell]
     done: list[str]  #: ids with a record of the current code
     stale: list[str]  #: ids with a record of other code
+    outdated: dict[str, str]  #: ids of records that are not what their request asks for today, with the reason
     failed: list[str]  #: ids whose last run failed; they are tried again
     partial: dict[str, int]  #: ids with finished tasks but no record: how many tasks
     to_run: list[Cell]
@@ -39,6 +42,7 @@ class Plan:
             "cells": [{"id": cell.id, **cell.coordinates()} for cell in self.cells],
             "done": self.done,
             "stale": self.stale,
+            "outdated": self.outdated,
             "failed": self.failed,
             "partial": self.partial,
             "to_run": [cell.id for cell in self.to_run],
@@ -49,7 +53,7 @@ class Plan:
 
 
 def make_plan(
-    cells: Sequence[Cell], blocked: dict[str, str], results: Path, store: Store, rerun: Iterable[str] = ()
+    cells: Sequence[Cell], blocked: dict[str, str], results: Path, data: Path, store: Store, rerun: Iterable[str] = ()
 ) -> Plan:
     """What is done, stale, half done or missing, and what running the rest would train.
 
@@ -57,13 +61,14 @@ def make_plan(
         cells: all that is asked for.
         blocked: passed through.
         results: the results folder.
+        data: the folder of datasets.
         store: where trainings are looked up.
         rerun: statuses to run again although there is a record: "stale", "done".
 
     Raises:
         UserError: a record in the grid is unreadable or was edited.
     """
-    plan = Plan(list(cells), [], [], [], {}, [], 0, 0, blocked)
+    plan = Plan(list(cells), [], [], _orphans(cells, results), [], {}, [], 0, 0, blocked)
     rerun = set(rerun)
     needed: set[str] = set()
     for cell in cells:
@@ -73,12 +78,14 @@ def make_plan(
             raise UserError(f"{folder / 'cell.json'}: {record['reason']}; delete this file to run the cell again")
         state = "missing"
         if record is not None:
-            state = "failed" if record["status"] == "failed" else "done" if record["code"] == cell.code() else "stale"
+            state, why = ("failed", "") if record["status"] == "failed" else standing(record, cell, data)
             if cell.request.get("keep_weights") and not (folder / "weights" / "replay.yaml").exists():
                 state = "missing"  # its numbers are there, the weights that are asked for are not
+            elif state == "outdated":
+                plan.outdated[cell.id] = why
             else:
                 {"failed": plan.failed, "done": plan.done, "stale": plan.stale}[state].append(cell.id)
-        if state in ("missing", "failed") or state in rerun:
+        if state in ("missing", "failed", "outdated") or state in rerun:
             plan.to_run.append(cell)
             finished = _finished_tasks(folder, cell)
             if finished:
@@ -88,6 +95,40 @@ def make_plan(
             needed |= set(todo)
     plan.trainings = len(needed)
     return plan
+
+
+def with_data_as_it_is(cells: Sequence[Cell], data: Path) -> list[Cell]:
+    """The cells, datasets whose files have changed since they were prepared being prepared anew: the same arrays may
+    come of it, and then nothing is outdated.
+    """
+    digests: dict[str, str] = {}
+    fresh = []
+    for cell in cells:
+        image = cell.protocol.image
+        key = prepared_folder(cell.dataset, data, image).name
+        if key not in digests and cell.data_digest is None and data_changed(cell.dataset, data, image):
+            digests[key] = load_dataset(cell.dataset, data, image).digest
+        fresh.append(dataclasses.replace(cell, data_digest=digests.get(key, cell.data_digest)))
+    return fresh
+
+
+def _orphans(cells: Sequence[Cell], results: Path) -> dict[str, str]:
+    """Records that were made for the same place in the grid under another configuration, with the reason."""
+    asked = {cell.id for cell in cells}
+    # A name is the place in words and a hash of the configuration: another hash behind the same words.
+    folders: dict[str, list[Path]] = {}
+    runs = results / "runs"
+    for folder in runs.iterdir() if runs.is_dir() else []:
+        folders.setdefault(folder.name[:-10], []).append(folder)
+    found = {}
+    for cell in cells:
+        for folder in folders.get(cell.id[:-10], []):
+            if folder.name in asked or not (folder / "cell.json").exists():
+                continue
+            record = read_record(folder / "cell.json")
+            if record["status"] == "done" and record["coordinates"] == cell.coordinates():
+                found[record["id"]] = standing(record, cell, results).why
+    return found
 
 
 def _finished_tasks(folder: Path, cell: Cell) -> int:
@@ -137,7 +178,7 @@ def estimate(plan: Plan, results: Path) -> tuple[float | None, float]:
     spent: dict[str, float] = {}
     per_step: dict[str, list[float]] = {}  # by protocol, whatever was set by hand
     for record in read_records(results):
-        if record["status"] == "done" and record["totals"]["opt_steps"]:
+        if record["status"] == "done" and (record.get("totals") or {}).get("opt_steps"):
             told = record["coordinates"]
             cost = record["totals"]["train_s_alone"] + record["totals"]["merge_s"] + record["totals"]["eval_s"]
             spent[f"{told['dataset']} {told['n_tasks']} {told['protocol']} {told['variant']}"] = cost
@@ -215,6 +256,10 @@ def describe(plan: Plan, suite: SuiteConfig, results: Path, processes: int | Non
     told = {"done": plan.done, "failed before": plan.failed, "begun": plan.partial}
     states = [f"{len(ids)} {name}" for name, ids in told.items() if ids]
     lines.append(f"  {', '.join([*states, f'{len(plan.to_run)} to run'])}")
+    if plan.outdated:
+        lines.append(f"  {len(plan.outdated)} outdated, not counted:")
+        lines += [f"    {cell_id}: {why}" for cell_id, why in list(plan.outdated.items())[:5]]
+        lines += ["    ..."] * (len(plan.outdated) > 5)
     if plan.stale:
         again = (
             "run again"

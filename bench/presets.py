@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from bench.code import ROOT
 from bench.config import DatasetConfig, ImageConfig, ProtocolConfig, S, SuiteConfig, check
-from bench.dotted import check_key, drop, flat, merged, put
+from bench.dotted import check_key, drop, flat, merged, put, value_at
 from bench.errors import UserError, unknown
 
 PROTOCOLS = ROOT / "bench" / "protocols"
@@ -79,13 +80,14 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
         check_key(ProtocolConfig, key, where)
         if key in OF_ITSELF:
             raise UserError(f"{where}: {key}: write a protocol file of your own (base: {name}) to change it")
-    told = [
-        f"{key}={value}"
+    changing = [
+        key
         for key, value in sorted(overrides.items())
         if check(_overridden(data, {key: value}), ProtocolConfig, where) != plain
     ]
     data = _overridden(data, overrides)
     protocol = check(data, ProtocolConfig, where)
+    told = [f"{key}={_spelled(value_at(protocol.model_dump(mode='json'), key))}" for key in changing]
     _check_entries(data, where)
     for key in overrides:
         if protocol.adapter == "full" and key.partition(".")[0] == "lora":
@@ -93,6 +95,18 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
     return protocol.model_copy(
         update={"variant_of": plain.key, "key": f"{plain.key}[{','.join(told)}]"} if told else {}
     )
+
+
+def _spelled(value: Any) -> str:
+    """A checked value as the protocol's key has it: one spelling for 1e-3, 0.001 and "0.001"."""
+    if isinstance(value, str):  # below a mapping nothing says what a number's text is
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_spelled, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_spelled(each)}" for name, each in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _overridden(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

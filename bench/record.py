@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import metrics
 
@@ -20,6 +20,13 @@ COORDINATES = ("dataset", "n_tasks", "protocol", "method", "variant", "start", "
 Record = dict[str, Any]
 
 _INTEGER_COORDINATES = ("n_tasks", "class_order_seed", "run_seed")
+
+
+class Standing(NamedTuple):
+    """How a finished record stands to today's code and configuration: ``done``, ``stale`` or ``outdated``, and why."""
+
+    status: str
+    why: str = ""
 
 
 class Damaged(ValueError):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 
 from bench.config import DatasetConfig, ProtocolConfig, Section, check
+from bench.data.dataset import data_digest
 from bench.errors import UserError
 from bench.identity import Cell
 from bench.method import Trainer
@@ -171,7 +172,7 @@ class ReplayCell(Cell):
         return _adapted(backbone, _tensors(file)) if file.is_file() else policy
 
 
-def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]) -> ReplayCell:
+def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path], data: Path) -> ReplayCell:
     """The cell of a request made by :meth:`Folder.request`.
 
     Raises:
@@ -210,9 +211,10 @@ def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]
             f"methods: {method.key!r}: replayed models take no head {method.head!r}; use {' or '.join(heads)}"
         )
     protocol = check(fields | {"head": {"kind": method.head or "linear"}}, ProtocolConfig, f"{source.path}/replay.yaml")
+    dataset = dataset.model_copy(update={"image": image})
     return ReplayCell(
-        dataset.model_copy(update={"image": image}), source.n_tasks, protocol, method,
-        config.class_order_seed or 0, config.run_seed, "test", request, source=source,
+        dataset, source.n_tasks, protocol, method, config.class_order_seed or 0, config.run_seed, "test", request,
+        data_digest(dataset, data, protocol.image), source=source,
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def run_trial(spec: dict[str, Any]) -> None:
     results = Path(spec["results"])
     device = "cuda" if spec["gpu"] and torch.cuda.is_available() else "cpu"
     workbench = Workbench(results, Path(spec["data"]), Store(results / "cache", spec["use_cache"]), device)
-    todo = [cell_of(request, registry, folders) for request in spec["cells"]]
+    todo = [cell_of(request, registry, folders, Path(spec["data"])) for request in spec["cells"]]
     forever = -1
     for patience in (0, forever):
         locked = []

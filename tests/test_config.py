@@ -22,6 +22,7 @@ from bench.registry import Registry
 from bench.store import Store
 
 REGISTRY = Registry.load()
+DATA = ROOT / "data"
 
 
 def test_an_override_stands_above_per_dataset() -> None:
@@ -176,13 +177,13 @@ def test_settings_multiply_and_equal_protocols_collapse() -> None:
     both = cells_of(["average"], ["embedded", "embedded"], protocol_set=grid)
     assert [cell.id for cell in both] == [cell.id for cell in cells]
     for cell in cells:
-        again = cell_of(cell.request, REGISTRY, [])
+        again = cell_of(cell.request, REGISTRY, [], DATA)
         assert (again.id, again.train_keys, again.protocol) == (cell.id, cell.train_keys, cell.protocol)
 
 
 def test_the_plan_names_the_protocols(tmp_path: Path) -> None:
     cells = cells_of(["average", "ewc"], protocol_set={"lora.rank": [2, 4]})
-    plan = make_plan(cells, {}, tmp_path, Store(tmp_path / "cache"))
+    plan = make_plan(cells, {}, tmp_path, DATA, Store(tmp_path / "cache"))
     said = describe(plan, load_suite("embedded"), tmp_path, 1)
     assert "4 cells: digits T=2; 2 methods, 1 repeat, protocols embedded[lora.rank=2], embedded[lora.rank=4]" in said
 
@@ -239,7 +240,9 @@ def test_passes_count_as_steps_and_a_long_warm_up_is_told(tmp_path: Path) -> Non
     assert twice.opt_steps() == 2 * plain.opt_steps()
     for steps, warned in ((500, True), ("auto", False)):
         cells = cells_of(["average"], protocol_set={"train.warmup_steps": [steps]})
-        said = describe(make_plan(cells, {}, tmp_path, Store(tmp_path / "c")), load_suite("embedded"), tmp_path, 1)
+        said = describe(
+            make_plan(cells, {}, tmp_path, DATA, Store(tmp_path / "c")), load_suite("embedded"), tmp_path, 1
+        )
         assert ("500 warm-up steps are more than half" in said) is warned
 
 
@@ -248,7 +251,7 @@ def test_the_disk_that_preparing_takes_is_asked_for(tmp_path: Path, monkeypatch:
         free = 2**26 + 2_000_000
 
     cells = cells_of(["average"], protocol_set={"threads": [1]})
-    plan = make_plan(cells, {}, tmp_path, Store(tmp_path / "c"))
+    plan = make_plan(cells, {}, tmp_path, DATA, Store(tmp_path / "c"))
     plan.trainings = 0
     monkeypatch.setattr("bench.plan.shutil.disk_usage", lambda _: Usage)
     preflight(plan, tmp_path, tmp_path)  # 1797 images of 256 bytes

@@ -44,7 +44,7 @@ def test_one_suite_crosses_rules_trainers_and_starts() -> None:
     }
     assert "pm" in {c.method.key for c in cells}  # a combination with a name keeps it
     for cell in cells:
-        again = cell_of(cell.request, REGISTRY, [])
+        again = cell_of(cell.request, REGISTRY, [], ROOT / "data")
         assert (again.id, again.train_keys) == (cell.id, cell.train_keys)
 
 

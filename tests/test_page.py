@@ -13,6 +13,7 @@ from typing import Any
 import fake_records as fake
 import pytest
 
+from bench.record import Standing
 from bench.report import build_report, gaps, page, write_report
 from bench.report.frame import Row
 
@@ -67,7 +68,7 @@ def test_every_kind_of_incomplete_cell_is_said_on_the_page_and_in_markdown(tmp_p
     records[0] |= {"status": "failed", "counts": [], "error": {"type": "RuntimeError", "message": "no memory"}}
     records[0].pop("counts_sha256")
     records[4]["counts"][-1][0][0] += 1  # edited by hand
-    stale = {records[7]["id"]}
+    stale = {records[7]["id"]: Standing("stale")}
     (tmp_path / "runs" / "glyphs-T5-begun").mkdir(parents=True)
     files = {file.name: file for file in write_report(fake.write(tmp_path, records), tmp_path / "out", None, stale)}
     whole, markdown = html.unescape(files["index.html"].read_text()), files["table.md"].read_text().replace("\\", "")

@@ -29,7 +29,7 @@ from bench.code import ROOT
 from bench.errors import UserError
 from bench.grid import expand
 from bench.identity import Cell
-from bench.record import read_records
+from bench.record import Standing, read_records
 from bench.registry import Registry
 from bench.report import paper_formats
 from bench.report.frame import detailed_rows
@@ -122,7 +122,7 @@ def small(tmp_path: Path, reg: Registry, families: dict[str, Family]) -> Measure
     """With failed, stale, missing and single-repeat cells."""
     empty = measure(table(tmp_path), reg, [], {}, families)
     fake.write(tmp_path, records(empty))
-    stale = {empty.entries[0][1].cells[0].id}
+    stale = {empty.entries[0][1].cells[0].id: Standing("stale")}
     rows = {row["id"]: row for row in detailed_rows(read_records(tmp_path), stale)}
     return measure(table(tmp_path), reg, [], rows, families)
 

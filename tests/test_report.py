@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bench.errors import UserError
 from bench.presets import read_yaml
-from bench.record import Damaged, check, counts_sha256, read_records
+from bench.record import Damaged, Standing, check, counts_sha256, read_records
 from bench.report import ReportConfig, build_report, figures, frame, tables, write_report
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,9 @@ def test_rows_are_sorted_by_number_not_by_text() -> None:
 def test_status_and_split_of_rows() -> None:
     done, failed = fake.record(), fake.record(seed=1, status="failed")
     validation = fake.record(seed=2, eval_split="val")
-    rows = frame.rows([done, failed, validation], stale={done["id"], failed["id"]})
+    rows = frame.rows(
+        [done, failed, validation], standings=dict.fromkeys((done["id"], failed["id"]), Standing("stale"))
+    )
     assert [row["status"] for row in rows] == ["stale", "failed"]
     assert rows[0]["a_last"] is not None
     assert rows[1]["a_last"] is None

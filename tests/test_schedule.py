@@ -77,7 +77,7 @@ results, data, plugins, methods, seeds, tiny = sys.argv[1:]
 places = tuple(map(Path, plugins.split()))
 suite = SuiteConfig(key="t", protocol="embedded", datasets=["digits"], tasks=[2], methods=methods.split(), seeds=seeds)
 cells, _ = expand(suite, Registry.load(places), Path(data), [], json.loads(tiny))
-todo = make_plan(cells, {}, Path(results), Store(Path(results) / "cache")).to_run
+todo = make_plan(cells, {}, Path(results), Path(data), Store(Path(results) / "cache")).to_run
 trials = [part for part in (todo[0::2], todo[1::2]) if part]
 try:
     execute(trials, Execution(Path(results), Path(data), places, workers=len(trials)), 1)

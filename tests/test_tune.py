@@ -120,7 +120,7 @@ def test_every_method_has_the_same_number_of_trials_on_validation_streams() -> N
             for cell in trial.cells:
                 assert cell.held_out
                 assert cell.eval_split == "val"
-                assert cell_of(cell.request, REGISTRY, []).id == cell.id
+                assert cell_of(cell.request, REGISTRY, [], ROOT / "data").id == cell.id
                 assert cell.protocol.train.lr == trial.values.get("train.lr", 0.01)
                 if "lam" in trial.values:
                     assert cell.method.trainer_options["lam"] == trial.values["lam"]
@@ -186,7 +186,7 @@ def test_what_is_written_is_what_is_run(tmp_path: Path) -> None:
     assert {c.protocol.key for c in (ewc, pm, frozen)} == {"tuned"}  # one table
     assert [bool(c.protocol.per_method) for c in (ewc, pm, frozen)] == [True, True, False]
     for cell in (ewc, pm, frozen):
-        again = cell_of(cell.request, REGISTRY, [])
+        again = cell_of(cell.request, REGISTRY, [], ROOT / "data")
         assert (again.id, again.train_keys, again.protocol) == (cell.id, cell.train_keys, cell.protocol)
     # The same values by hand are the same cell but for the protocol's name.
     (by_hand,) = cells_of(["ewc:lam=7.5"], str(tmp_path / "quick.yaml"), protocol_set={"train.lr": [0.003]})
@@ -222,7 +222,7 @@ def test_whose_values_are_whose(tmp_path: Path) -> None:
     (by_hand,) = cells_of(["ewc"], file, protocol_set={"train.lr": [0.02], "tuned.ewc.lam": [1.5]})
     assert (by_hand.protocol.train.lr, by_hand.method.trainer_options["lam"]) == (0.02, 1.5)
     for cell in (spelled, online, named, merged, ncm, ties, by_hand):
-        again = cell_of(cell.request, REGISTRY, [])
+        again = cell_of(cell.request, REGISTRY, [], ROOT / "data")
         assert (again.id, again.train_keys) == (cell.id, cell.train_keys)
 
 

@@ -53,7 +53,7 @@ def landscape(
     for cell in cells:
         check_cell(cell)
         cell.request["keep_weights"] = True
-    plan = make_plan(cells, blocked, results, Store(results / "cache", options["use_cache"]), options["rerun"])
+    plan = make_plan(cells, blocked, results, data, Store(results / "cache", options["use_cache"]), options["rerun"])
     if set(plan.stale) - {cell.id for cell in plan.to_run}:
         click.echo("note: some weights were kept by other code than today's; --rerun stale runs them again", err=True)
     failed: dict[str, str] = {}

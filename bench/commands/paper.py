@@ -56,7 +56,7 @@ def paper(
     registry, folders = Registry.load(plugins), [p for p in plugin_places(plugins)[1:] if p.is_dir()]
 
     def found() -> tuple[list[Measured], Verdicts]:
-        rows = _rows(results, plugins)
+        rows = _rows(results, data, plugins)
         return (
             [measure(table, registry, folders, rows, families) for table in wanted],
             judge(families.values(), list(rows.values()), registry),
@@ -91,12 +91,12 @@ def paper(
         sys.exit(1)
 
 
-def _rows(results: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
-    from bench.commands.table import stale_ids
+def _rows(results: Path, data: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
+    from bench.commands.table import standings_in
     from bench.record import iter_records
     from bench.report.frame import detailed_rows
 
-    return {row["id"]: row for row in detailed_rows(iter_records(results), stale_ids(results, plugins))}
+    return {row["id"]: row for row in detailed_rows(iter_records(results), standings_in(results, data, plugins))}
 
 
 def _run(measured: list[Measured], registry: Registry, folders: list[Path], execution: Execution) -> dict[str, str]:
@@ -121,7 +121,7 @@ def _run(measured: list[Measured], registry: Registry, folders: list[Path], exec
         click.echo(f"cannot run here: {where}: {why}")
     if not asked:
         return {}
-    plan = make_plan(list(asked.values()), {}, execution.results, Store(execution.results / "cache"))
+    plan = make_plan(list(asked.values()), {}, execution.results, execution.data, Store(execution.results / "cache"))
     threads = max(cell.protocol.threads for cell in plan.cells)
     processes = slots(execution, threads)
     if not execution.quiet:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from bench.commands.table import print_table, stale_ids, table_rows
+from bench.commands.table import print_table, table_rows
 from bench.errors import UserError
 from bench.options import common, words
+from bench.record import Standing
 from bench.registry import Registry, plugin_places
 
 
@@ -42,23 +43,26 @@ def replay(
     for folder in folders:
         source = Folder.read(folder.expanduser().resolve())
         for spelling in words(methods, "--methods"):
-            cell = replay_cell(source.request(spelling), registry, searched)
+            cell = replay_cell(source.request(spelling), registry, searched, data)
             why_not = availability(cell.dataset, data)
             if why_not is not None:
                 raise UserError(f"dataset {cell.dataset.key!r} is not on this machine: {why_not}")
             cells.append(cell)
         check_folder(cells[-1])
-    plan = make_plan(list({cell.id: cell for cell in cells}.values()), {}, results, Store(results / "cache"), rerun)
+    plan = make_plan(
+        list({cell.id: cell for cell in cells}.values()), {}, results, data, Store(results / "cache"), rerun
+    )
     execution = Execution(results, data, places, "local", gpus_per_run=None, quiet=quiet or as_json)
     failed: dict[str, str] = {}
     if plan.to_run:
         preflight(plan, results, data)
         failed = execute([plan.to_run], execution, threads=1).failed
-    ids, stale = {cell.id for cell in plan.cells}, stale_ids(results, plugins) & set(plan.stale)
+    ids = {cell.id for cell in plan.cells}
+    standings = dict.fromkeys(set(plan.stale) - {cell.id for cell in plan.to_run}, Standing("stale"))
     if as_json:
-        click.echo(json.dumps(table_rows(results, stale, "test", ids), indent=1))
+        click.echo(json.dumps(table_rows(results, standings, "test", ids), indent=1))
     else:
-        print_table(results, ids, stale)
+        print_table(results, ids, standings)
         for source_line in dict.fromkeys(f"{c.protocol.key}: {c.protocol.title}" for c in plan.cells):
             click.echo(source_line)
     if failed:

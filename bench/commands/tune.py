@@ -64,7 +64,7 @@ def tune(
         raise UserError("--methods: none of these has anything to tune; name others, or give --space")
     suite = suite.model_copy(update={"tasks": sorted({cell.n_tasks for cell in cells.values()})})
     # Scores of another version of the code are not comparable with those that are still to come.
-    plan = make_plan(list(cells.values()), {}, results, Store(results / "cache"), rerun=["stale"])
+    plan = make_plan(list(cells.values()), {}, results, data, Store(results / "cache"), rerun=["stale"])
     execution = Execution(
         results, data, places, executor, gpus_per_run=gpus_per_run, workers=workers, quiet=quiet or as_json
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,13 @@ def _always(config: DatasetConfig, data_dir: Path) -> str | None:
     return None
 
 
+def _nothing(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    return []
+
+
 READERS: dict[str, Reader] = {
-    "glyphs": Reader(glyphs.VERSION, glyphs.read, _always),
-    "digits": Reader(digits.VERSION, digits.read, _always),
+    "glyphs": Reader(glyphs.VERSION, glyphs.read, _always, _nothing),
+    "digits": Reader(digits.VERSION, digits.read, _always, _nothing),
     **LAYOUTS,
 }
 VERIFIED_BYTES = 64 << 20  # up to this size the whole content is hashed at every load (well under 50 ms)
@@ -81,7 +88,8 @@ def prepared_key(config: DatasetConfig, image: ImageConfig | None = None) -> str
     Raises:
         UserError: the layout is unknown, or :func:`stored` has something to say.
     """
-    content = config.model_dump(mode="json", include={"key", "layout", "classes", "train", "test", "image"})
+    fields = {"key", "layout", "classes", "train", "test", "image"}
+    content = config.model_dump(mode="json", include=fields, exclude_defaults=True)
     options = _anywhere(config.options)
     return key_of("dataset", content, options, stored(config, image), _reader(config).version, decode.VERSION)
 
@@ -91,8 +99,23 @@ def prepared_folder(config: DatasetConfig, data_dir: Path, image: ImageConfig | 
     return data_dir / "prepared" / f"{config.key}-{prepared_key(config, image)}"
 
 
+def data_digest(config: DatasetConfig, data_dir: Path, image: ImageConfig | None = None) -> str | None:
+    """The digest of the arrays that :func:`load_dataset` would give, None where that takes preparing them first."""
+    meta = _meta(config, data_dir, prepared_folder(config, data_dir, image))
+    return str(meta["digest"]) if meta is not None else None
+
+
+def data_changed(config: DatasetConfig, data_dir: Path, image: ImageConfig | None = None) -> bool:
+    """Whether the files that prepared arrays were made from have changed since."""
+    folder = prepared_folder(config, data_dir, image)
+    there = _reader(config).why_not(config, data_dir) is None
+    return there and (folder / "meta.json").exists() and _meta(config, data_dir, folder) is None
+
+
 def load_dataset(config: DatasetConfig, data_dir: Path, image: ImageConfig | None = None) -> Dataset:
-    """The dataset, prepared first where it is missing or damaged. ``image`` is the protocol's.
+    """The dataset, prepared first where it is missing, damaged or made from files that have changed since.
+
+    ``image`` is the protocol's.
 
     Several processes may ask at once: one prepares, the others wait for it.
 
@@ -101,7 +124,7 @@ def load_dataset(config: DatasetConfig, data_dir: Path, image: ImageConfig | Non
             that cannot be written or is full.
     """
     folder = prepared_folder(config, data_dir, image)
-    found = _open(config, folder)
+    found = _open(config, data_dir, folder)
     return found if found is not None else _prepare(config, data_dir, stored(config, image), folder)
 
 
@@ -111,10 +134,11 @@ def _prepare(config: DatasetConfig, data_dir: Path, how: Stored, folder: Path) -
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + ".lock")):
-            found = _open(config, folder)  # another process may have been first
+            found = _open(config, data_dir, folder)  # another process may have been first
             if found is None:
-                prepare(_reader(config).read(config, data_dir), config, how, folder)
-                found = _open(config, folder)
+                files = files_read(config, data_dir)  # before they are read: what changes meanwhile is seen next time
+                prepare(_reader(config).read(config, data_dir), config, how, folder, files)
+                found = _open(config, data_dir, folder)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
         raise UserError(
@@ -125,21 +149,37 @@ def _prepare(config: DatasetConfig, data_dir: Path, how: Stored, folder: Path) -
     return found
 
 
-def _open(config: DatasetConfig, folder: Path) -> Dataset | None:
-    """The prepared dataset, or None where it is missing or its files are not those that were written.
+def files_read(config: DatasetConfig, data_dir: Path) -> str:
+    """128-bit hex of names, sizes and times of all files that a dataset is made from; "" where it is made from none.
+
+    Not of their bytes, which would take as long as reading them: whoever changes a file changes its time.
+    """
+    places = _reader(config).sources(config, data_dir)
+    state = hashlib.blake2b(digest_size=16)
+    for place in places:
+        for path, entry in [(place.name, place.stat())] if place.is_file() else _below(place, place.name):
+            state.update(f"{path}\0{entry.st_size}\0{entry.st_mtime_ns}\n".encode())
+    return state.hexdigest() if places else ""
+
+
+def _below(folder: Path, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from _below(Path(entry.path), f"{name}/{entry.name}")
+            else:
+                yield f"{name}/{entry.name}", entry.stat()
+
+
+def _meta(config: DatasetConfig, data_dir: Path, folder: Path) -> dict[str, Any] | None:
+    """What stands beside prepared arrays, None where there are none or they are of other files than now.
 
     Raises:
-        UserError: it was prepared from another place on this machine.
+        UserError: they were prepared from another place on this machine.
     """
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if any((folder / f"{name}.npy").stat().st_size != meta["bytes"][name] for name in ARRAYS):
-            return None
-        train_images, train_labels, test_images, test_labels = arrays = mapped(folder)
-        names = tuple(meta["class_names"])
-        if sum(meta["bytes"].values()) <= VERIFIED_BYTES and digest_of(arrays, names) != meta["digest"]:
-            return None
-        options = meta["options"]
+        options, files, _ = meta["options"], meta.get("files", ""), meta["digest"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if options != json.loads(json.dumps(config.options)):
@@ -148,6 +188,30 @@ def _open(config: DatasetConfig, folder: Path) -> Dataset | None:
             f"{where(config)}: options: it was prepared from {options}; give the YAML file of other images another "
             f"name, or remove {folder}"
         )
+    try:
+        return meta if files == files_read(config, data_dir) else None
+    except OSError:
+        return None  # they are gone: whoever reads them says so
+
+
+def _open(config: DatasetConfig, data_dir: Path, folder: Path) -> Dataset | None:
+    """The prepared dataset, or None where it is missing, of other files, or not what was written.
+
+    Raises:
+        UserError: as :func:`_meta`.
+    """
+    meta = _meta(config, data_dir, folder)
+    if meta is None:
+        return None
+    try:
+        if any((folder / f"{name}.npy").stat().st_size != meta["bytes"][name] for name in ARRAYS):
+            return None
+        train_images, train_labels, test_images, test_labels = arrays = mapped(folder)
+        names = tuple(meta["class_names"])
+        if sum(meta["bytes"].values()) <= VERIFIED_BYTES and digest_of(arrays, names) != meta["digest"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
     return Dataset(config.key, train_images, train_labels, test_images, test_labels, names, meta["digest"])
 
 

@@ -30,10 +30,13 @@ BLOCK_BYTES = 8 << 20  # of pixels that a process holds at a time
 FEW = 256  # so many images are decoded before other processes have started
 
 
-def prepare(source: Arrays | Listing, config: DatasetConfig, stored: Stored, folder: Path, workers: int = 0) -> None:
+def prepare(
+    source: Arrays | Listing, config: DatasetConfig, stored: Stored, folder: Path, files: str = "", workers: int = 0
+) -> None:
     """Write the dataset beside ``folder``, then rename; whatever goes wrong, what was there before stays as it was.
 
-    Only called under the folder's lock. The bytes do not depend on ``workers`` (0: all cores).
+    Only called under the folder's lock. ``files`` tells the files that are read from what they may be later. The bytes
+    do not depend on ``workers`` (0: all cores).
 
     Raises:
         UserError: counts or labels other than described, images that cannot be read, one file in both splits, or too
@@ -64,6 +67,7 @@ def prepare(source: Arrays | Listing, config: DatasetConfig, stored: Stored, fol
             "test": config.test,
             "bytes": {name: (temporary / f"{name}.npy").stat().st_size for name in ARRAYS},
             "options": config.options,
+            "files": files,
             "stored": stored._asdict(),
             "duplicates": _duplicates(config, source, seen),
         }

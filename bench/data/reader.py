@@ -37,6 +37,7 @@ class Reader(NamedTuple):
     version: int
     read: Callable[[DatasetConfig, Path], Arrays | Listing]
     why_not: Callable[[DatasetConfig, Path], str | None]  # a line with the command that mends it, or None
+    sources: Callable[[DatasetConfig, Path], list[Path]]  # files, and folders with all that is in them, that it reads
 
 
 def where(config: DatasetConfig) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ from pydantic import field_validator
 from bench.config import Section
 from bench.errors import UserError, unknown
 from bench.presets import read_yaml
-from bench.record import Record, iter_records
+from bench.record import Record, Standing, iter_records
 from bench.report import contrasts, critical, factorial, gaps, page, regret, tables
 from bench.report.critical import CriticalConfig
 from bench.report.factorial import FactorialConfig
 from bench.report.figures import KINDS, FigureConfig, draw
-from bench.report.frame import Row, detailed_rows, labelled
+from bench.report.frame import NO_STANDINGS, Row, detailed_rows, labelled
 from bench.report.regret import RegretConfig
 from bench.store import write_atomic
 
@@ -117,7 +117,7 @@ class Report:
 def build_report(
     results_dir: Path,
     report_yaml: Path | None = None,
-    stale: Collection[str] = frozenset(),
+    standings: Mapping[str, Standing] = NO_STANDINGS,
     only: Collection[str] | None = None,
     seen: Callable[[Record], object] | None = None,
 ) -> Report:
@@ -126,7 +126,7 @@ def build_report(
     Args:
         results_dir: the folder that holds ``runs/``.
         report_yaml: a :class:`ReportConfig`; ``None`` shows everything with the default columns and no contrasts.
-        stale: ids of cells whose code has changed since.
+        standings: of finished cells that are not simply done, by id (see :func:`bench.standing.standings`).
         only: ids of the cells to show; None: all.
         seen: called with every record of them; records are not kept, because thousands would fill the memory.
 
@@ -134,7 +134,7 @@ def build_report(
         UserError: no records (of the report's protocol), or a mistake in the report file.
     """
     config = ReportConfig() if report_yaml is None else read_yaml(report_yaml, ReportConfig)
-    every = detailed_rows(_told(results_dir, only, seen), stale)
+    every = detailed_rows(_told(results_dir, only, seen), standings)
     known = [row for row in every if row["dataset"] is not None]
     # A protocol with overrides, "embedded[train.lr=0.003]", is a block of its own in the same report.
     mine = [row for row in known if config.protocol in (None, row["protocol"].partition("[")[0])]
@@ -147,6 +147,9 @@ def build_report(
     others = len(known) - len(mine)
     notes = [f"{others} cells under other protocols are not in this report."] if others else []
     notes += [f"Damaged and not counted: {row['id']} ({row['reason']})." for row in every if row["status"] == "damaged"]
+    notes += [
+        f"Outdated and not counted: {row['id']} ({row['reason']})." for row in mine if row["status"] == "outdated"
+    ]
     if config.factorial:
         blocks = factorial.blocks(config.factorial, rows, config.methods)
     else:
@@ -169,7 +172,7 @@ def _begun(results_dir: Path) -> list[str]:
 
 
 def write_report(
-    results_dir: Path, out_dir: Path, report_yaml: Path | None = None, stale: Collection[str] = frozenset()
+    results_dir: Path, out_dir: Path, report_yaml: Path | None = None, standings: Mapping[str, Standing] = NO_STANDINGS
 ) -> list[Path]:
     """Write ``index.html``, ``table.{md,tex,csv}``, the report's figures (``<name>.{png,pdf}``) and, where declared,
     ``contrasts.{md,csv}``, ``heatmap.{md,csv,png,pdf}``, ``regret.{md,csv,png,pdf}`` and ``critical.{md,csv,png,pdf}``.
@@ -178,7 +181,7 @@ def write_report(
     in ``table.md`` says why.
     """
     cells = page.Cells()
-    report = build_report(results_dir, report_yaml, stale, seen=cells.add)
+    report = build_report(results_dir, report_yaml, standings, seen=cells.add)
     ranked = critical.evaluate(report.config.critical, report.rows) if report.config.critical else None
     labels = list(dict.fromkeys(line["label"] for block in report.blocks for line in block.lines))
     chosen = draw(report.config.shown_figures, report.rows, labels)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from bench import metrics
-from bench.record import COORDINATES, Record
+from bench.record import COORDINATES, Record, Standing
 from bench.store import write_atomic
 
 COSTS = ("train_s_alone", "train_s_spent", "merge_s", "eval_s", "wall_s", "opt_steps", "peak_mb", "carried_bytes")
@@ -24,6 +24,8 @@ SPLITS = {
 }
 OF_METHOD = ("title", "method_status", "frozen", "keeps_images", "trainer", "rule")
 MEASURED = ("done", "stale")
+NOT_COUNTED = ("failed", "damaged", "outdated")
+TROUBLES = (*NOT_COUNTED, "stale")
 PLAIN = "plain+"  # the part of a variant that the method grammar lets one leave out
 COLUMNS = (*COORDINATES, "status", *metrics.COLUMNS, *COSTS, "digest")
 MARKS = {
@@ -33,22 +35,26 @@ MARKS = {
 }
 
 Row = dict[str, Any]
+NO_STANDINGS: dict[str, Standing] = {}
 
 
-def rows(records: Iterable[Record], stale: Collection[str] = frozenset(), eval_split: str = "test") -> list[Row]:
+def rows(
+    records: Iterable[Record], standings: Mapping[str, Standing] = NO_STANDINGS, eval_split: str = "test"
+) -> list[Row]:
     """One row a cell with exactly ``COLUMNS``, sorted by coordinates.
 
     Args:
         records: what :func:`bench.record.read_records` gave.
-        stale: ids of done cells whose code has changed since; their status reads ``stale``.
+        standings: how done cells stand where they are not simply done (see :func:`bench.standing.standings`); their
+            status reads ``stale`` or ``outdated``.
         eval_split: the columns cannot tell validation from test, so only cells of one split are in one list.
             Damaged records whose coordinates are lost stay in.
     """
     wanted = (r for r in records if r["coordinates"].get("eval_split", eval_split) == eval_split)
-    return sorted((_row(record, stale) for record in wanted), key=_by_coordinates)
+    return sorted((_row(record, standings) for record in wanted), key=_by_coordinates)
 
 
-def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset()) -> list[Row]:
+def detailed_rows(records: Iterable[Record], standings: Mapping[str, Standing] = NO_STANDINGS) -> list[Row]:
     """The rows of every split with what tables and figures need beyond the contract.
 
     Adds ``id, eval_split, reason, seconds`` (training alone plus merging), ``carried_image_bytes``, ``scalars`` (what
@@ -66,7 +72,7 @@ def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset(
         trainer, rule, data = (_dict(method.get(name)) for name in ("trainer", "rule", "data"))
         image_bytes = totals.get("carried_image_bytes", 0) if totals else None
         out.append(
-            _row(record, stale)
+            _row(record, standings)
             | {
                 "id": record["id"],
                 "eval_split": record["coordinates"].get("eval_split"),
@@ -85,11 +91,13 @@ def detailed_rows(records: Iterable[Record], stale: Collection[str] = frozenset(
                 "test_images": _test_images(record),
                 "predictions_sha256": record.get("predictions_sha256"),
                 "tuning": _tuning(record),
-                "reason": record.get("reason"),
+                "reason": record.get("reason") or standings.get(record["id"], Standing("")).why or None,
                 "seconds": None if train is None or merge is None else train + merge,
             }
             | metrics.more(record)
         )
+        if out[-1]["status"] == "outdated":  # its numbers answer another question
+            out[-1] |= dict.fromkeys((*metrics.COLUMNS, *metrics.more(record)))
     return sorted(out, key=_by_coordinates)
 
 
@@ -172,9 +180,10 @@ def write_csv(rows: Iterable[Row], file: Path | TextIO) -> None:
         file.write(csv_text(rows))
 
 
-def _row(record: Record, stale: Collection[str]) -> Row:
+def _row(record: Record, standings: Mapping[str, Standing]) -> Row:
     coordinates, totals = record["coordinates"], record.get("totals") or {}
-    status = "stale" if record["status"] == "done" and record["id"] in stale else record["status"]
+    known = standings.get(record["id"]) if record["status"] == "done" else None
+    status = known.status if known else record["status"]
     row: Row = {name: coordinates.get(name) for name in COORDINATES}
     row |= {"status": status} | metrics.row(record)
     return row | {name: totals.get(name) for name in COSTS} | {"digest": record.get("digest")}

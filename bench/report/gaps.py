@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from bench.report.frame import BLOCK, MEASURED, Row, grouped, stream_title
 
 FAILED = "Failed: these repeats have no numbers"
+OUTDATED = "Outdated: what these records were asked for has changed since; not counted"
 STALE = "Stale: measured with code that has changed since; counted, to be run again"
 MISSING = "Missing: repeats that other methods of the stream have"
 NOT_RUN = "Not run here, though run on other streams of the protocol"
@@ -40,7 +41,7 @@ def incomplete(rows: Sequence[Row], begun: Sequence[str] = ()) -> dict[str, list
                 for label, mine in methods.items()
                 if (wrong := [_repeat(row) for row in mine if row["status"] == status])
             }
-            for status in ("failed", "stale")
+            for status in ("failed", "outdated", "stale")
         }
         lacking = {
             label: lost for label, mine in methods.items() if (lost := sorted(repeats - {_repeat(row) for row in mine}))
@@ -51,6 +52,7 @@ def incomplete(rows: Sequence[Row], begun: Sequence[str] = ()) -> dict[str, list
         not_run = [label for variant, label in known.items() if variant not in here]
         lines = {
             FAILED: _listed(with_status["failed"]),
+            OUTDATED: _listed(with_status["outdated"]),
             STALE: _listed(with_status["stale"]),
             MISSING: _listed(lacking, f" of {len(repeats)}"),
             NOT_RUN: ", ".join(not_run),
@@ -61,7 +63,7 @@ def incomplete(rows: Sequence[Row], begun: Sequence[str] = ()) -> dict[str, list
                 found.setdefault(kind, []).append(f"{stream_title(stream[0])}: {line}")
     if begun:
         found[BEGUN] = [_some(begun)]
-    order = (FAILED, STALE, MISSING, NOT_RUN, SINGLE, BEGUN)
+    order = (FAILED, OUTDATED, STALE, MISSING, NOT_RUN, SINGLE, BEGUN)
     return {kind: found[kind] for kind in order if kind in found}
 
 

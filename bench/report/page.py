@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 #: of a record: what the row says already, and the logs that make most of it
 NOT_SHOWN = {"id", "format", "status", "coordinates", "tasks", "counts_taskaware", "before_merge_taskaware"}
 SHARED = ("method", "protocol", "code", "environment", "dataset")  #: stored once, cells point to them
-STATUSES = ("done", "stale", "failed", "damaged")
+STATUSES = ("done", "stale", "outdated", "failed", "damaged")
 COLUMNS = {
     "dataset": "Dataset",
     "n_tasks": "T",

@@ -27,7 +27,7 @@ from bench.report.frame import MARKS, MEASURED, Row, mark
 from bench.report.paper_table import Columns, Line, PaperTable
 from bench.report.published import Family, PublishedNumber
 
-STATES = ("done", "stale", "failed", "damaged", "missing")
+STATES = ("done", "stale", "outdated", "failed", "damaged", "missing")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Entry:
             return "not run"
         parts = [tables.number(self.mean_sd(metric))] if n else []
         if with_states or not n:
-            told = {state: states[state] for state in STATES[1:4] if states[state]}
+            told = {state: states[state] for state in STATES[1:-1] if states[state]}
             parts += [state if k == len(self.cells) else f"{state} {k}/{len(self.cells)}" for state, k in told.items()]
             parts += [f"(n = {n})"] if 0 < n < len(self.cells) else []
         return " ".join(parts)

@@ -33,6 +33,7 @@ SHORT = {
 }
 STATE_WORDS = {
     "stale": "stale (their code has changed since)",
+    "outdated": "outdated and not counted (what they were asked for has changed since)",
     "failed": "failed",
     "damaged": "damaged and not counted",
     "missing": "not run",

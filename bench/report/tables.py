@@ -11,7 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.report.frame import BLOCK, MEASURED, SPLITS, Row, csv_text, footnotes, grouped, matches, stream_title
+from bench.report.frame import (
+    BLOCK,
+    MEASURED,
+    SPLITS,
+    TROUBLES,
+    Row,
+    csv_text,
+    footnotes,
+    grouped,
+    matches,
+    stream_title,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +155,7 @@ def _line(rows: list[Row]) -> dict[str, Any]:
     names = (*BLOCK, "method", "variant", "start", "label", "title", "method_status", "frozen")
     line = {name: rows[0][name] for name in names}
     line |= {"n": len(measured), "cells": len(rows)}
-    line |= {status: sum(row["status"] == status for row in rows) for status in ("failed", "damaged", "stale")}
+    line |= {status: sum(row["status"] == status for row in rows) for status in TROUBLES}
     line["keeps_images"] = any(row["keeps_images"] for row in measured or rows)
     return line | {name: _mean_sd([row.get(name) for row in measured]) for name in HEADERS}
 
@@ -187,7 +198,7 @@ def _cell(name: str, value: tuple[float | None, float | None]) -> str:
 
 
 def _troubles(line: dict[str, Any]) -> str:
-    found = (f"{status} {line[status]}/{line['cells']}" for status in ("failed", "damaged", "stale") if line[status])
+    found = (f"{status} {line[status]}/{line['cells']}" for status in TROUBLES if line[status])
     return ", ".join(found)
 
 
@@ -243,7 +254,7 @@ def _latex_cell(text: str) -> str:
 def table_csv(blocks: Sequence[Block]) -> str:
     """All metrics of all streams, unrounded: ``<metric>_mean`` and ``<metric>_sd``; ``footnote`` explains the mark."""
     identity = (*BLOCK, "label", "method", "variant", "start", "title", "method_status")
-    counted = ("n", "cells", "failed", "damaged", "stale", "keeps_images")
+    counted = ("n", "cells", *TROUBLES, "keeps_images")
     values = [f"{name}_{part}" for name in HEADERS for part in ("mean", "sd")]
     rows = []
     for line in (line for block in blocks for line in block.lines):

@@ -23,6 +23,7 @@ from toy import (
 )
 
 from bench.backbone import LoRA
+from bench.code import ROOT
 from bench.grid import cell_of
 from bench.memory import nbytes
 from bench.task import RecordedTask
@@ -124,6 +125,8 @@ def test_ewcs_memory_is_two_vectors_and_survives_a_file(tmp_path: Path) -> None:
 def test_a_stored_training_of_ewc_is_named_after_its_fishers_sample() -> None:
     request = {"dataset": "digits", "n_tasks": 2, "protocol": "embedded", "method": "ewc", "class_order_seed": 0,
                "run_seed": 0, "eval_split": "test"}  # fmt: skip
-    few, many = (cell_of({**request, "overrides": {"fisher_samples": n}}, REGISTRY, []) for n in (8, 2048))
+    few, many = (
+        cell_of({**request, "overrides": {"fisher_samples": n}}, REGISTRY, [], ROOT / "data") for n in (8, 2048)
+    )
     assert few.train_keys[1] == many.train_keys[1]
     assert few.train_keys[2] != many.train_keys[2]

@@ -39,6 +39,12 @@ def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
     return next(filter(None, (missing(config, below(data_dir, path), (".",)) for path in options.paths)), None)
 
 
+def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    """The files."""
+    options = check(config.options, ArraysOptions, f"{where(config)}: options")
+    return [below(data_dir, path) for path in options.paths]
+
+
 def read(config: DatasetConfig, data_dir: Path) -> Arrays:
     """The arrays as uint8 (N, C, H, W) and int64 (N,). A file may hold one split only; nothing is ever unpickled.
 

@@ -31,6 +31,11 @@ def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
     return in_folder or missing(config, _test_notes(data_dir).parent, (TEST,))
 
 
+def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    """The folder, and the file of the test labels."""
+    return [data_dir / FOLDER, _test_notes(data_dir)]
+
+
 def read(config: DatasetConfig, data_dir: Path) -> Listing:
     """The official split, in the order of the MATLAB files; their labels count from 1, ours from 0.
 

@@ -58,6 +58,12 @@ def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
     return line
 
 
+def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    """The files of the binary archive."""
+    archive = ARCHIVES[check(config.options, CifarOptions, f"{where(config)}: options").archive]
+    return [data_dir / archive.folder / name for name in (*archive.train, archive.test, archive.names)]
+
+
 def read(config: DatasetConfig, data_dir: Path) -> Arrays:
     """All records as uint8 (N, 3, 32, 32), in the order of the files, with their fine labels.
 

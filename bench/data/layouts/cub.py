@@ -28,6 +28,11 @@ def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
     return missing(config, data_dir / FOLDER, needed)
 
 
+def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    """The folder."""
+    return [data_dir / FOLDER]
+
+
 def read(config: DatasetConfig, data_dir: Path) -> Listing:
     """The official split, in the order of images.txt; a class is named by what follows the number of its folder.
 

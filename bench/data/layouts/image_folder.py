@@ -31,6 +31,12 @@ def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
     return next(filter(None, (missing(config, below(data_dir, path), (".",)) for path in needed)), None)
 
 
+def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    """The folder, and the file of names."""
+    options = check(config.options, ImageFolderOptions, f"{where(config)}: options")
+    return [below(data_dir, path) for path in (options.path, options.names) if path is not None]
+
+
 def read(config: DatasetConfig, data_dir: Path) -> Listing:
     """Classes and files in natural order.
 

@@ -36,6 +36,13 @@ def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
     return next(filter(None, (missing(config, below(data_dir, path), (".",)) for path in needed)), None)
 
 
+def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    """The folder, the lists and the file of names."""
+    options = check(config.options, ListsOptions, f"{where(config)}: options")
+    named_files = [options.names] if options.names else []
+    return [below(data_dir, path) for path in (options.root, *options.train, *options.test, *named_files)]
+
+
 def read(config: DatasetConfig, data_dir: Path) -> Listing:
     """The listed files in the order of the lists. Labels are the lists' own, 0 to classes - 1.
 

@@ -32,6 +32,11 @@ def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
     return missing(config, below(data_dir, path), (".",))
 
 
+def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    """The folder."""
+    return [below(data_dir, check(config.options, OmniglotOptions, f"{where(config)}: options").path)]
+
+
 def read(config: DatasetConfig, data_dir: Path) -> Listing:
     """Characters in natural order of alphabet and folder; an alphabet that two sets share is taken from the first.
 

@@ -32,6 +32,11 @@ def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
     return missing(config, data_dir / FOLDER, ("wnids.txt", "words.txt", "train", "val/val_annotations.txt"))
 
 
+def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
+    """The folder."""
+    return [data_dir / FOLDER]
+
+
 def read(config: DatasetConfig, data_dir: Path) -> Listing:
     """Classes ``first`` to ``last`` of wnids.txt, named as in words.txt.
 
