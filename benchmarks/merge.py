@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from bench.method import Gram
+from bench.method.recorded import Recording, merge_stream
+from bench.method.weights import Weights
 from bench.registry import Registry
-from bench.task import Recording, merge_stream
-from bench.weights import Weights
 
 SIZE, ALL = 768, 24
 LAYERS = {"regmean": 6, "lot": 6, "opcm": 2, "lore": 1, "doge": 1}

@@ -19,9 +19,9 @@ import numpy as np
 from joblib import cpu_count  # type: ignore[import-untyped]
 from PIL import Image
 
-from bench.config import DatasetConfig, ImageConfig
+from bench.config.files import load_dataset_config
+from bench.config.schema import DatasetConfig, ImageConfig
 from bench.data.dataset import Dataset, load_dataset
-from bench.presets import load_dataset_config
 
 EMBEDDED = ("glyphs", "glyphs_rot90", "glyphs_xor", "glyphs_base", "digits")
 PHOTO = (500, 400)
@@ -29,12 +29,12 @@ SHOWN = ImageConfig(size=224, resize=256, mean=[0.5] * 3, std=[0.5] * 3)
 FIRST_STEP = """
 import sys, time
 from pathlib import Path
-from bench.backbone import Backbone
+from bench.model.backbone import Backbone
 from bench.data.dataset import load_dataset
 from bench.method import Trainer
-from bench.presets import load_dataset_config, load_protocol, shown_image
-from bench.stream import Stream
-from bench.train import train
+from bench.config.files import load_dataset_config, load_protocol, shown_image
+from bench.data.stream import Stream
+from bench.run.train import train
 
 imported = time.time()
 dataset, protocol = load_dataset_config("glyphs", []), load_protocol("embedded")

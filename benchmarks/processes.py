@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from bench.code import ROOT
-from bench.config import SuiteConfig
-from bench.grid import expand
+from bench.common.paths import ROOT
+from bench.config.schema import SuiteConfig
+from bench.plan.grid import expand
 from bench.registry import Registry
 
 METHODS = ["finetune", "pm"]
@@ -28,8 +28,9 @@ DATA = ROOT / "data"
 
 def work(dataset: str, threads: int, seeds: str) -> None:
     """One process: run the cells of these repeats, after a line on standard input."""
-    from bench.cell import Workbench, run_cell
-    from bench.store import Store
+    from bench.common.cache import Store
+    from bench.run.cell import run_cell
+    from bench.run.workbench import Workbench
 
     suite = SuiteConfig(key="processes", protocol="embedded", datasets=[dataset], methods=METHODS, seeds=f"99,{seeds}")
     cells, _ = expand(suite, Registry.load(), DATA, [], {"threads": threads, "train.epochs": 1, "per_dataset": {}})

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.config import SuiteConfig
-from bench.grid import expand
-from bench.identity import Cell
-from bench.record import FORMAT, counts_sha256
+from bench.config.schema import SuiteConfig
+from bench.plan.cell import Cell
+from bench.plan.grid import expand
+from bench.records.record import FORMAT, counts_sha256
 from bench.registry import Registry
 
 DATASETS, TASKS = ["glyphs", "glyphs_rot90", "glyphs_xor", "digits"], [5, 10, 20]

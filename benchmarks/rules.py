@@ -13,11 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.cell import Workbench, run_cell
-from bench.config import SuiteConfig
-from bench.grid import expand
+from bench.common.cache import Store
+from bench.config.schema import SuiteConfig
+from bench.plan.grid import expand
 from bench.registry import Registry
-from bench.store import Store
+from bench.run.cell import run_cell
+from bench.run.workbench import Workbench
 
 ONE = ["average"]
 CLOSED = [*ONE, "task_arithmetic", "ties", "dare", "dare_ties", "magmax@pretrained", "fisher", "regmean"]

@@ -29,13 +29,13 @@ def measure(
 ) -> dict[str, Any]:
     import torch
 
-    from bench.backbone import Backbone
+    from bench.config.files import load_protocol
     from bench.data.dataset import Dataset
+    from bench.data.stream import Stream
     from bench.method import Trainer
-    from bench.presets import load_protocol
-    from bench.stream import Stream
-    from bench.text import write_rows
-    from bench.train import train
+    from bench.model.backbone import Backbone
+    from bench.model.clip_text import write_rows
+    from bench.run.train import train
 
     torch.set_num_threads(threads)
     batch = batch or load_protocol(preset).train.batch

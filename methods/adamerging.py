@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from bench.exemplars import EntropyRule
 from bench.method import Task, Weights, method, option, rule
+from bench.method.tools.entropy import EntropyRule
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from bench.method import Task, TaskVectorRule, Weights, method, option, rule, state
-from bench.sparsify import draw, elect_and_merge, restore_norm, trim
+from bench.method.tools.sparsify import draw, elect_and_merge, restore_norm, trim
 
 if TYPE_CHECKING:
     from torch import Tensor

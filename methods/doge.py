@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.method import Task, TaskVectorRule, Weights, method, option, rule, state
-from bench.spectral import svd
+from bench.method.tools.spectral import svd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ class Layers:
         """Delta after so many steps."""
         import torch
 
-        from bench.minimise import minimise
+        from bench.method.tools.minimise import minimise
 
         return minimise(self.loss, torch.zeros_like(self.tau[0]), steps, lr, self.project)
 

@@ -13,7 +13,7 @@ task wins, as in that code.
 """
 
 from bench.method import Task, TaskVectorRule, Weights, method, option, rule, state
-from bench.sparsify import draw
+from bench.method.tools.sparsify import draw
 
 
 @rule("magmax")

@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.method import Task, TaskVectorRule, Weights, method, option, rule, state
-from bench.spectral import svd
+from bench.method.tools.spectral import svd
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -56,7 +56,7 @@ class OracleLayer(OracleScalar):
         """Adam from the best scalar on."""
         from torch.nn.functional import cross_entropy
 
-        from bench.minimise import minimise
+        from bench.method.tools.minimise import minimise
 
         batches = task.validation(self.batch, self.steps)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.method import Rule, Task, Weights, method, option, rule, state
-from bench.spectral import accumulate, solved
+from bench.method.tools.spectral import accumulate, solved
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -28,7 +28,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from bench.method import Task, TaskVectorRule, Weights, method, option, rule, state
-from bench.sparsify import Combine, elect_and_merge, trim
+from bench.method.tools.sparsify import Combine, elect_and_merge, trim
 
 if TYPE_CHECKING:
     from torch import Tensor

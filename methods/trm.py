@@ -60,7 +60,7 @@ class TRM(Rule):
         """Optimise the coefficients; the running average at 0 steps."""
         if task.t == 1:
             return task.trained
-        from bench.minimise import minimise
+        from bench.method.tools.minimise import minimise
 
         basis, s = trajectory_basis(task)  # (J, P) orthonormal within each layer, (J, layers) scales (0: dropped)
         task.log(dropped=float((s == 0).double().mean()), merge_steps=self.steps)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from hypothesis import settings
-from toy import Golden
 
-from bench.backbone import Backbone
-from bench.config import ProtocolConfig
+from bench.config.files import load_dataset_config, load_protocol, shown_image
+from bench.config.schema import ProtocolConfig
 from bench.data.dataset import Dataset, load_dataset
-from bench.presets import load_dataset_config, load_protocol, shown_image
+from bench.data.stream import Stream
+from bench.model.backbone import Backbone
 from bench.registry import Registry
-from bench.stream import Stream
+from tests.helpers.toy import Golden
 
 torch.set_num_threads(1)  # the number of threads changes bits
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure

@@ -14,11 +14,11 @@ import yaml
 from click.testing import CliRunner
 
 from bench.cli import cli
-from bench.config import ProtocolConfig
+from bench.commands.options import alternatives
+from bench.common.errors import UserError
+from bench.config.files import load_dataset_config, load_protocol, load_suite
+from bench.config.schema import ProtocolConfig
 from bench.data.dataset import availability, load_dataset
-from bench.errors import UserError
-from bench.options import alternatives
-from bench.presets import load_dataset_config, load_protocol, load_suite
 from bench.registry import Registry
 
 ROOT = Path(__file__).parent.parent
@@ -192,9 +192,9 @@ def parsed(arguments: list[str]) -> click.Context | None:
         word = words.pop(0) if words else "--help"
         if word in ("--help", "-h", "--version"):
             return None
-        if word not in command.commands:
+        if word not in command.list_commands(click.Context(command)):
             raise click.UsageError(f"no such command {word!r}")
-        command = command.commands[word]
+        command = command.get_command(click.Context(command), word)
     try:
         return command.make_context("clmerge", words)
     except click.exceptions.Exit:

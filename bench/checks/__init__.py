@@ -21,14 +21,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.cell import threads
 from bench.checks.access import data, inputs, seed
-from bench.checks.memory import carried, resume
 from bench.checks.rules import degenerate, device, first_task, fixed_point, layout, order, streams
+from bench.checks.state import carried, resume
 from bench.checks.subject import Failed, Finding, Outcome, ServeTrained, Skipped, Subject
 from bench.checks.training import evaluation, full, lora, one_class, one_task, penalty, weights
 from bench.checks.world import Worlds, global_seed
-from bench.combination import Method
+from bench.registry.resolved import Method
+from bench.run.workbench import threads
 
 __all__ = ["CHECKS", "Finding", "ServeTrained", "Worlds", "check_method"]
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bench.checks.subject import Failed, Subject, need_rule, same_bits
 from bench.checks.world import IMAGE, merges, run
-from bench.memory import pack
 from bench.method import Gram, Task, Trainer
-from bench.task import LiveTask
-from bench.weights import Weights
+from bench.method.carried import pack
+from bench.method.weights import Weights
+from bench.run.live_task import LiveTask
 
 
 def seed(subject: Subject) -> str | None:

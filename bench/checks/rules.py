@@ -18,10 +18,11 @@ from bench.checks.subject import (
     same_layout,
 )
 from bench.checks.world import World, merges
-from bench.errors import UserError
-from bench.statistics import KINDS
-from bench.task import LiveTask, Recording, merge_stream
-from bench.weights import Weights
+from bench.common.errors import UserError
+from bench.method.recorded import Recording, merge_stream
+from bench.method.weights import Weights
+from bench.run.live_task import LiveTask
+from bench.run.statistics import KINDS
 
 
 def first_task(subject: Subject) -> str | None:

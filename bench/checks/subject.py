@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 
 from bench.checks.world import Run, Track, World, Worlds, merges, run
-from bench.combination import Method
 from bench.method import Rule, Task
-from bench.weights import Weights
+from bench.method.weights import Weights
+from bench.registry.resolved import Method
 
 Outcome = Literal["pass", "fail", "skip"]
 

@@ -14,17 +14,17 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from bench.backbone import Backbone
-from bench.combination import Method
-from bench.config import ImageConfig, ProtocolConfig
+from bench.common.cache import Store
+from bench.config.schema import ImageConfig, ProtocolConfig
 from bench.data.dataset import Dataset
-from bench.heads import Head
+from bench.data.stream import Stream, TaskData
 from bench.method import Rule, Start, Task, Trainer
-from bench.store import Store
-from bench.stream import Stream, TaskData
-from bench.task import LiveTask
-from bench.train import Learnt, train
-from bench.weights import Weights
+from bench.method.weights import Weights
+from bench.model.backbone import Backbone
+from bench.model.heads import Head
+from bench.registry.resolved import Method
+from bench.run.live_task import LiveTask
+from bench.run.train import Learnt, train
 
 IMAGE = ImageConfig(size=8, channels=1, mean=[0.5], std=[0.25])
 TASKS = ((0, 1), (2, 3), (4, 5))  #: classes of the tasks

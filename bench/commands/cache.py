@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bench.options import common
+from bench.commands.options import common
 
 
 @click.group()

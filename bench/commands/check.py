@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from bench.combination import Method
-from bench.errors import UserError
-from bench.options import common
+from bench.commands.options import common
+from bench.common.errors import UserError
 from bench.registry import Registry, plugin_places
+from bench.registry.resolved import Method
 
 QUICK_STEPS = 3  #: of rules that optimise coefficients, where the spelling says nothing else
 
@@ -91,7 +91,7 @@ def asked_method(registry: Registry, name: str) -> Method:
     Raises:
         UserError: as :meth:`bench.registry.Registry.resolve` has it.
     """
-    from bench.presets import load_protocol
+    from bench.config.files import load_protocol
 
     head, colon, options = name.partition(":")
     head, slash, kind = head.partition("/")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from bench.config import DatasetConfig, ImageConfig
-from bench.errors import UserError
-from bench.options import common
-from bench.presets import DATASETS, for_dataset, load_dataset_config, load_protocol
+from bench.commands.options import common
+from bench.common.errors import UserError
+from bench.common.paths import DATASETS
+from bench.config.files import for_dataset, load_dataset_config, load_protocol
+from bench.config.schema import DatasetConfig, ImageConfig
 from bench.registry import plugin_places
 
 NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")
@@ -36,7 +37,7 @@ def get(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, names
     clmerge data get cifar100
     clmerge data get imagenet_r cub200 --data /scratch/data
     """
-    from bench.data.fetch import get as have
+    from bench.data.download.fetch import get as have
 
     def say(line: str) -> None:
         if not quiet:
@@ -81,9 +82,9 @@ def _verified(config: DatasetConfig, data_dir: Path) -> tuple[str, bool]:
     Raises:
         UserError: what is wrong.
     """
-    from bench.data.counts import check
     from bench.data.dataset import READERS, availability
-    from bench.data.lock import checksums, difference, read_lock
+    from bench.data.download.lock import checksums, difference, read_lock
+    from bench.data.prepare.counts import check
 
     lock = read_lock(data_dir)
     checked: list[str] = []
@@ -157,9 +158,9 @@ def show(
     \b
     clmerge data show cifar10 --tasks 5
     """
+    from bench.data.class_order import class_order
     from bench.data.dataset import load_dataset
     from bench.data.sheet import write_sheets
-    from bench.order import class_order
 
     for config in _there((name,), plugins, data):
         kind = for_dataset(load_protocol(protocol), config.key).class_order

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bench.options import common
+from bench.commands.options import common
 
 FOLDER = click.Path(path_type=Path)
 
@@ -24,7 +24,7 @@ def diff(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, a: P
     \b
     clmerge diff results /mnt/other/results
     """
-    from bench.report.diff import compare
+    from bench.report.compare.diff import compare
 
     found = compare(a.expanduser(), b.expanduser())
     if as_json:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench.options import common
+from bench.commands.options import common
 
 
 @click.command(name="import")
@@ -18,7 +18,7 @@ def import_(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, f
     \b
     clmerge import pilot_l2p.yaml && clmerge report
     """
-    from bench.imported import read_import, write_records
+    from bench.records.imported import read_import, write_records
 
     records = [record for file in files for record in read_import(file)]  # all are checked before any is written
     write_records(records, results)

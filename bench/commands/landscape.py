@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.errors import UserError
-from bench.options import asked_suite, common, grid
+from bench.commands.options import asked_suite, common, grid
+from bench.common.errors import UserError
 from bench.registry import Registry, plugin_places
 
 if TYPE_CHECKING:
-    from bench.landscape import Step
+    from bench.run.landscape import Step
 
 
 @click.command()
@@ -35,11 +35,13 @@ def landscape(
     \b
     clmerge landscape --datasets digits --tasks 3 --methods pm
     """
-    from bench.grid import expand
-    from bench.plan import make_plan, preflight
-    from bench.record import read_record
-    from bench.schedule import Execution, execute
-    from bench.store import Store, write_atomic
+    from bench.common.cache import Store
+    from bench.common.files import write_atomic
+    from bench.execute.execute import Execution, execute
+    from bench.plan.forecast import preflight
+    from bench.plan.grid import expand
+    from bench.plan.todo import make_plan
+    from bench.records.record import read_record
 
     if not options["methods"]:
         raise UserError("--methods: name whose merges to look at; clmerge list methods has them")
@@ -47,8 +49,8 @@ def landscape(
     places = tuple(plugin_places(plugins)[1:])
     pinned = {name: options[name] for name in ("class_order_seed", "run_seed")}
     cells, blocked = expand(suite, Registry.load(plugins), data, [p for p in places if p.is_dir()], **pinned)
-    from bench.landscape import check_cell, csv
-    from bench.landscape import landscape as walk
+    from bench.run.landscape import check_cell, csv
+    from bench.run.landscape import landscape as walk
 
     for cell in cells:
         check_cell(cell)
@@ -64,9 +66,9 @@ def landscape(
 
     import torch
 
-    from bench.cell import Workbench
-    from bench.landscape_figure import landscape_figure
     from bench.report.figures.drawing import paper_style, rendered
+    from bench.report.figures.landscape import landscape_figure
+    from bench.run.workbench import Workbench
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bench = Workbench(results, data, Store(results / "cache", options["use_cache"]), device)

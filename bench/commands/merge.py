@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.errors import UserError
+from bench.commands.options import common
+from bench.common.errors import UserError
 from bench.method import START, Start
-from bench.options import common
 
 if TYPE_CHECKING:
     from bench.offline import Offline
@@ -85,8 +85,8 @@ def merge(
     check_output(output, [pretrained, *tasks, *fisher, *gram, *grad_sq])
     from safetensors import SafetensorError
 
+    from bench.common.files import save_plain
     from bench.offline import Offline
-    from bench.store import save_plain
 
     began = time.perf_counter()
     run = Offline(

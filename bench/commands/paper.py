@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.errors import UserError
-from bench.options import common, words
+from bench.commands.options import common, words
+from bench.common.errors import UserError
 from bench.registry import Registry, plugin_places
 
 if TYPE_CHECKING:
-    from bench.identity import Cell
-    from bench.report.paper import Measured
-    from bench.report.verdicts import Verdicts
-    from bench.schedule import Execution
+    from bench.execute.execute import Execution
+    from bench.plan.cell import Cell
+    from bench.report.papers.cells import Measured
+    from bench.report.papers.verdicts import Verdicts
 
 
 @click.command()
@@ -41,14 +41,14 @@ def paper(
     clmerge paper                                    what is there of each table
     clmerge paper --tables "embedded factorial" --run
     """
-    from bench.presets import named_file
+    from bench.common.files import write_atomic
+    from bench.config.files import named_file
     from bench.report.page import gathered
-    from bench.report.paper import measure
-    from bench.report.paper_formats import html, write
-    from bench.report.paper_table import PAPER_TABLES, load_table
-    from bench.report.published import load_families
-    from bench.report.verdicts import judge
-    from bench.store import write_atomic
+    from bench.report.papers.cells import measure
+    from bench.report.papers.formats import html, write
+    from bench.report.papers.layout import PAPER_TABLES, load_table
+    from bench.report.papers.published import load_families
+    from bench.report.papers.verdicts import judge
 
     names = words(tables, "--tables") if tables else [path.stem for path in sorted(PAPER_TABLES.glob("*.yaml"))]
     paths = dict.fromkeys(named_file(name, [PAPER_TABLES], "table", "--tables") for name in names)
@@ -65,7 +65,7 @@ def paper(
     measured, verdicts = found()
     failed: dict[str, str] = {}
     if run_missing:
-        from bench.schedule import Execution
+        from bench.execute.execute import Execution
 
         execution = Execution(
             results, data, tuple(plugin_places(plugins)[1:]), executor,
@@ -92,19 +92,22 @@ def paper(
 
 
 def _rows(results: Path, data: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
-    from bench.commands.table import standings_in
-    from bench.record import iter_records
-    from bench.report.frame import detailed_rows
+    from bench.commands.tables import standings_in
+    from bench.records.record import iter_records
+    from bench.report.rows import detailed_rows
 
     return {row["id"]: row for row in detailed_rows(iter_records(results), standings_in(results, data, plugins))}
 
 
 def _run(measured: list[Measured], registry: Registry, folders: list[Path], execution: Execution) -> dict[str, str]:
     """Run what is missing or failed and can be run here; returns the failures."""
-    from bench.grid import expand
-    from bench.plan import describe, make_plan, pack, preflight
-    from bench.schedule import execute, slots
-    from bench.store import Store
+    from bench.common.cache import Store
+    from bench.execute.execute import execute
+    from bench.execute.resources import slots
+    from bench.plan.forecast import describe, preflight
+    from bench.plan.grid import expand
+    from bench.plan.todo import make_plan
+    from bench.plan.trials import pack
 
     asked: dict[str, Cell] = {}
     blocked: dict[str, str] = {}
@@ -138,7 +141,7 @@ def _print(measured: list[Measured], data: Path) -> None:
     from rich.table import Table
 
     from bench.data.dataset import availability
-    from bench.report.paper import STATES
+    from bench.report.papers.cells import STATES
 
     shown = Table(box=None, padding=(0, 2, 0, 0))
     shown.add_column("table")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from bench.commands.table import print_table, table_rows
-from bench.errors import UserError
-from bench.options import common, words
-from bench.record import Standing
+from bench.commands.options import common, words
+from bench.commands.tables import print_table, table_rows
+from bench.common.errors import UserError
+from bench.records.record import Standing
 from bench.registry import Registry, plugin_places
 
 
@@ -31,11 +31,13 @@ def replay(
     clmerge run --datasets digits --methods average --seeds 1 --keep-weights
     clmerge replay results/runs/digits-*/weights --methods "average task_arithmetic:lam=0.5"
     """
+    from bench.common.cache import Store
     from bench.data.dataset import availability
-    from bench.plan import make_plan, preflight
-    from bench.replay import Folder, check_folder, replay_cell
-    from bench.schedule import Execution, execute
-    from bench.store import Store
+    from bench.execute.execute import Execution, execute
+    from bench.plan.forecast import preflight
+    from bench.plan.replayed import Folder, replay_cell
+    from bench.plan.todo import make_plan
+    from bench.run.task_models import check_folder
 
     registry, places = Registry.load(plugins), tuple(plugin_places(plugins)[1:])
     searched = [place for place in places if place.is_dir()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench.options import common
+from bench.commands.options import common
 
 
 @click.command()
@@ -35,9 +35,9 @@ def text(
     clmerge text --dataset cifar100 --out rows/cifar100.safetensors
     clmerge run --protocol magmax --datasets cifar100 --protocol-set head.text=$PWD/rows/cifar100.safetensors
     """
-    from bench import text as zero_shot
+    from bench.config.files import for_dataset, load_dataset_config, load_protocol
     from bench.data.dataset import load_dataset
-    from bench.presets import for_dataset, load_dataset_config, load_protocol
+    from bench.model import clip_text as zero_shot
 
     config = load_dataset_config(dataset, list(plugins))
     phrases = zero_shot.templates(config.key, templates or zero_shot.TEMPLATES)

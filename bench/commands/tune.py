@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from bench.errors import UserError
-from bench.options import common, words
+from bench.commands.options import common, words
+from bench.common.errors import UserError
 from bench.registry import Registry, plugin_places
 
 
@@ -40,12 +40,15 @@ def tune(
     clmerge tune --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --out tuned.yaml
     clmerge run  --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --protocol tuned.yaml
     """
-    from bench.config import SuiteConfig, check
-    from bench.plan import describe, make_plan, pack, preflight
-    from bench.presets import read_yaml
-    from bench.schedule import Execution, execute, slots
-    from bench.store import Store
-    from bench.tune import SpaceConfig, check_out, choose, plan_searches, write_protocol
+    from bench.common.cache import Store
+    from bench.config.files import read_yaml
+    from bench.config.schema import SuiteConfig, check
+    from bench.execute.execute import Execution, execute
+    from bench.execute.resources import slots
+    from bench.plan.forecast import describe, preflight
+    from bench.plan.todo import make_plan
+    from bench.plan.trials import pack
+    from bench.plan.tune import SpaceConfig, check_out, choose, plan_searches, write_protocol
 
     check_out(out, protocol)
     if repeats.strip().isdigit():  # of --seeds that is a count, and hundreds of repeats where one was meant

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.config import DatasetConfig, ImageConfig
-from bench.data import decode, digits, glyphs
-from bench.data.decode import Stored
-from bench.data.layouts import LAYOUTS
-from bench.data.prepare import ARRAYS, digest_of, mapped, prepare
-from bench.data.reader import Reader, where
-from bench.errors import UserError, unknown
-from bench.store import key_of
+from bench.common.cache import key_of
+from bench.common.errors import UserError, unknown
+from bench.config.schema import DatasetConfig, ImageConfig
+from bench.data.prepare import decode
+from bench.data.prepare.decode import Stored
+from bench.data.prepare.prepare import ARRAYS, digest_of, mapped, prepare
+from bench.data.readers import LAYOUTS, digits, glyphs
+from bench.data.readers.reader import Reader, where
 
 
 def _always(config: DatasetConfig, data_dir: Path) -> str | None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.common.errors import UserError
+from bench.common.files import write_atomic
+from bench.data.class_order import boundaries
 from bench.data.dataset import Dataset
-from bench.errors import UserError
-from bench.order import boundaries
-from bench.store import write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image

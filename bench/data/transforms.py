@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.config import AugmentConfig, ImageConfig
+from bench.common.errors import UserError
+from bench.common.seeds import torch_rng
+from bench.config.schema import AugmentConfig, ImageConfig
 from bench.data.autoaugment import auto_augment
-from bench.errors import UserError
-from bench.seeds import torch_rng
 
 TRIES = 10  #: of a random crop to fit into the image, after which all of it is taken (as torchvision does)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from bench.report.frame import BLOCK, MEASURED, Row, grouped, stream_title
+from bench.report.rows import BLOCK, MEASURED, Row, grouped, stream_title
 
 FAILED = "Failed: these repeats have no numbers"
 OUTDATED = "Outdated: what these records were asked for has changed since; not counted"
@@ -24,7 +24,7 @@ def incomplete(rows: Sequence[Row], begun: Sequence[str] = ()) -> dict[str, list
     """Lines under what is wrong with them, a line a stream; empty where nothing is.
 
     Args:
-        rows: labelled rows (see :func:`bench.report.frame.labelled`).
+        rows: labelled rows (see :func:`bench.report.rows.labelled`).
         begun: names of the folders that hold no record (yet).
     """
     found: dict[str, list[str]] = {}

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.record import Record
+from bench.records.record import Record
 from bench.report import tables
-from bench.report.frame import BLOCK, MEASURED, Row, grouped, stream_title
+from bench.report.rows import BLOCK, MEASURED, Row, grouped, stream_title
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bench.report import Report
+    from bench.report.build import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: of a record: what the row says already, and the logs that make most of it

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.report.frame import (
+from bench.report.rows import (
     BLOCK,
     MEASURED,
     SPLITS,

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
 from bench.method import Task
-from bench.task import RecordedTask, merge_recorded
-from bench.weights import Weights
+from bench.method.recorded import RecordedTask, merge_recorded
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
 AdaMerging: Any = REGISTRY.rules["adamerging"]
 granularities = pytest.mark.parametrize("granularity", ["taskwise", "layerwise"])
@@ -43,7 +43,7 @@ class Spy:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.losses: list[Tensor] = []
         self.gradients: list[Tensor] = []
-        monkeypatch.setattr("bench.minimise.minimise", self)
+        monkeypatch.setattr("bench.method.tools.minimise.minimise", self)
 
     def __call__(self, loss: Callable[[Tensor, int], Tensor], params: Tensor, steps: int, lr: float) -> Tensor:
         params = params.detach().clone().requires_grad_()
@@ -83,9 +83,9 @@ def test_golden_adamerging_fuse_entropy_and_gradient(
             w = weights.tensors()
             return x @ w[layer].T + w[layer.replace("weight", "bias")]
 
-    monkeypatch.setattr("bench.task.RecordedTask", OneLayer)
+    monkeypatch.setattr("bench.method.recorded.RecordedTask", OneLayer)
     if theirs:
-        monkeypatch.setattr("bench.exemplars.entropy", reference_entropy)
+        monkeypatch.setattr("bench.method.tools.entropy.entropy", reference_entropy)
     spy, out = Spy(monkeypatch), f"out/{granularity.replace('wise', '_wise')}"
     g.check(golden_run(g, granularity, steps=1), g.part(f"{out}/theta"))
     entropy, gradient = spy.losses[-1].detach(), spy.gradients[-1]

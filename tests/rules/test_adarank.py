@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toy import REGISTRY, Models, chain, close, property_test, rule, seeds
 
-from bench.memory import nbytes
-from bench.weights import Weights
+from bench.method.carried import nbytes
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, Models, chain, close, property_test, rule, seeds
 
 AdaRank: Any = REGISTRY.rules["adarank"]
 modes = pytest.mark.parametrize("mode", ["ta", "cart"])
@@ -43,7 +43,7 @@ class Spy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, move: Callable[[Tensor], Tensor] = lambda c: c) -> None:
         self.move = move
-        monkeypatch.setattr("bench.minimise.minimise", self)
+        monkeypatch.setattr("bench.method.tools.minimise.minimise", self)
 
     def __call__(self, loss: Callable[[Tensor, int], Tensor], params: Tensor, steps: int, lr: float) -> Tensor:
         self.initial = params.detach().clone().requires_grad_()

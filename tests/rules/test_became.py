@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
-from bench.errors import UserError
-from bench.memory import nbytes
-from bench.task import RecordedTask, merge_recorded
-from bench.weights import Weights
+from bench.common.errors import UserError
+from bench.method.carried import nbytes
+from bench.method.recorded import RecordedTask, merge_recorded
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
 
 def test_golden_became(golden: Callable[[str], Golden]) -> None:

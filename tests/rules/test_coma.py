@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
-from bench.memory import nbytes
-from bench.task import Recording, merge_recorded, merge_stream
-from bench.weights import Weights
+from bench.method.carried import nbytes
+from bench.method.recorded import Recording, merge_recorded, merge_stream
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
 
 @pytest.mark.parametrize("name", ["coma", "cofima"])

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
-from bench.errors import UserError
-from bench.memory import nbytes
+from bench.common.errors import UserError
 from bench.method import Task
-from bench.sparsify import draw, restore_norm
-from bench.task import Recording, merge_recorded, merge_stream
-from bench.weights import Weights
+from bench.method.carried import nbytes
+from bench.method.recorded import Recording, merge_recorded, merge_stream
+from bench.method.tools.sparsify import draw, restore_norm
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
 Dare: Any = REGISTRY.rules["dare"]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
-from bench.minimise import minimise
-from bench.task import merge_recorded
-from bench.weights import Weights
+from bench.method.recorded import merge_recorded
+from bench.method.tools.minimise import minimise
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
 DOGE: Any = REGISTRY.rules["doge"]
 Layers: Any = DOGE.merge.__globals__["Layers"]

@@ -11,23 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toy import (
-    REGISTRY,
-    SHAPES,
-    Models,
-    noise,
-    property_test,
-    reloaded,
-    seeds,
-    trainer,
-)
 
-from bench.backbone import LoRA
-from bench.code import ROOT
-from bench.grid import cell_of
-from bench.memory import nbytes
-from bench.task import RecordedTask
-from bench.weights import Weights
+from bench.common.paths import ROOT
+from bench.method.carried import nbytes
+from bench.method.recorded import RecordedTask
+from bench.method.weights import Weights
+from bench.model.adapters import LoRA
+from bench.plan.grid import cell_of
+from tests.helpers.toy import REGISTRY, SHAPES, Models, noise, property_test, reloaded, seeds, trainer
 
 Record = Callable[[str, object], None]
 

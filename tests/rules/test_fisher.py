@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
-from bench.memory import nbytes
-from bench.statistics import KINDS
-from bench.task import merge_recorded
-from bench.weights import Weights
+from bench.method.carried import nbytes
+from bench.method.recorded import merge_recorded
+from bench.method.weights import Weights
+from bench.run.statistics import KINDS
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
 
 def last(models: Models, **options: object) -> Weights:

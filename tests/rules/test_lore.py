@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
-from bench.memory import nbytes
-from bench.task import merge_recorded
-from bench.weights import Weights
+from bench.method.carried import nbytes
+from bench.method.recorded import merge_recorded
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
 
 def test_golden_lore_mu01(golden: Callable[[str], Golden]) -> None:

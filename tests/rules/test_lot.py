@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from toy import SHAPES, Golden, Models, chain, close, noise, property_test, rule, seeds
 
 from bench.method import Gram
-from bench.task import Recording, merge_stream
-from bench.weights import Weights
+from bench.method.recorded import Recording, merge_stream
+from bench.method.weights import Weights
+from tests.helpers.toy import SHAPES, Golden, Models, chain, close, noise, property_test, rule, seeds
 
 
 def recordings(models: Models, order: list[int] | None = None) -> list[Recording]:

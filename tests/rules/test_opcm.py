@@ -11,10 +11,10 @@ import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import Golden, Models, chain, close, noise, property_test, rule, seeds
 
-from bench.task import RecordedTask, merge_recorded
-from bench.weights import Weights
+from bench.method.recorded import RecordedTask, merge_recorded
+from bench.method.weights import Weights
+from tests.helpers.toy import Golden, Models, chain, close, noise, property_test, rule, seeds
 
 both_forms = pytest.mark.parametrize("fusionbench", [False, True])
 

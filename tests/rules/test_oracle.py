@@ -8,20 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from toy import Models, Toy, close, rule
 
-from bench.backbone import Backbone
-from bench.cell import Workbench, run_cell
-from bench.config import ProtocolConfig, SuiteConfig
+from bench.common.cache import Store
+from bench.common.errors import UserError
+from bench.config.schema import ProtocolConfig, SuiteConfig
 from bench.data.dataset import Dataset
-from bench.errors import UserError
-from bench.grid import expand
-from bench.heads import new_head
+from bench.data.stream import Stream
+from bench.method.recorded import RecordedTask
+from bench.method.weights import Weights
+from bench.model.backbone import Backbone
+from bench.model.heads import new_head
+from bench.plan.grid import expand
 from bench.registry import Registry
-from bench.store import Store
-from bench.stream import Stream
-from bench.task import LiveTask, RecordedTask
-from bench.weights import Weights
+from bench.run.cell import run_cell
+from bench.run.live_task import LiveTask
+from bench.run.workbench import Workbench
+from tests.helpers.toy import Models, Toy, close, rule
 
 DATA = Path(__file__).parents[2] / "data"
 

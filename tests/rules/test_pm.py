@@ -11,21 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import (
-    SHAPES,
-    Models,
-    Toy,
-    chain,
-    close,
-    noise,
-    property_test,
-    rule,
-    seeds,
-    trainer,
-)
 
-from bench.task import merge_recorded
-from bench.weights import Weights
+from bench.method.recorded import merge_recorded
+from bench.method.weights import Weights
+from tests.helpers.toy import SHAPES, Models, Toy, chain, close, noise, property_test, rule, seeds, trainer
 
 Record = Callable[[str, object], None]
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import Golden, Models, chain, close, property_test, rule, seeds
 
-from bench.backbone import Backbone
-from bench.errors import UserError
+from bench.common.errors import UserError
+from bench.data.stream import Stream
 from bench.method import Gram
-from bench.statistics import gram
-from bench.stream import Stream
-from bench.task import Recording, merge_stream
-from bench.weights import Weights
+from bench.method.recorded import Recording, merge_stream
+from bench.method.weights import Weights
+from bench.model.backbone import Backbone
+from bench.run.statistics import gram
+from tests.helpers.toy import Golden, Models, chain, close, property_test, rule, seeds
 
 LAYERS = ("a", "b")
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
-import bench.sparsify
-from bench.memory import nbytes
-from bench.sparsify import elect_and_merge, trim
-from bench.task import merge_recorded
-from bench.weights import Weights
+import bench.method.tools.sparsify
+from bench.method.carried import nbytes
+from bench.method.recorded import merge_recorded
+from bench.method.tools.sparsify import elect_and_merge, trim
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
 
 def part(g: Golden, prefix: str, like: Weights) -> Weights:
@@ -141,7 +141,7 @@ def test_election_and_merge_are_their_definition_in_blocks_of_any_size(
 ) -> None:
     vectors = torch.tensor(columns, dtype=torch.float64).T
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.sparsify, "BLOCK", block)
+        patch.setattr(bench.method.tools.sparsify, "BLOCK", block)
         got = elect_and_merge(list(vectors), combine, cancelled)
     torch.testing.assert_close(got, torch.tensor(by_hand(vectors.tolist(), combine, cancelled), dtype=torch.float64))
 

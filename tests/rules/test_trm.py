@@ -11,20 +11,10 @@ import torch
 from hypothesis import given
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
-from toy import (
-    REGISTRY,
-    SHAPES,
-    Models,
-    Toy,
-    close,
-    noise,
-    property_test,
-    rule,
-    seeds,
-)
 
-from bench.minimise import minimise
-from bench.weights import Weights
+from bench.method.tools.minimise import minimise
+from bench.method.weights import Weights
+from tests.helpers.toy import REGISTRY, SHAPES, Models, Toy, close, noise, property_test, rule, seeds
 
 Record = Callable[[str, object], None]
 

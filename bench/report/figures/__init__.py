@@ -11,16 +11,13 @@ from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from bench.config import Section
-from bench.errors import unknown
-from bench.report.figures.bars import losses
-from bench.report.figures.components import variance
+from bench.common.errors import unknown
+from bench.config.schema import Section
+from bench.report.figures import confusion, ladder, losses, variance
 from bench.report.figures.curves import accuracy_against_tasks, accuracy_over_tasks, alpha, onset
 from bench.report.figures.drawing import LeftOut, paper_style, rendered
-from bench.report.figures.rungs import ladder
 from bench.report.figures.scatter import costs, stability
-from bench.report.figures.shares import confusion
-from bench.report.frame import Row, matches
+from bench.report.rows import Row, matches
 
 
 @dataclass(frozen=True)
@@ -34,14 +31,14 @@ class Kind:
 KINDS = {
     "accuracy_over_tasks": Kind("Accuracy over tasks", accuracy_over_tasks),
     "accuracy_against_tasks": Kind("Accuracy against the number of tasks", accuracy_against_tasks),
-    "losses": Kind("Learning accuracy, merge drop and later drift", losses),
-    "ladder": Kind("From the frozen backbone to joint training", ladder),
+    "losses": Kind("Learning accuracy, merge drop and later drift", losses.losses),
+    "ladder": Kind("From the frozen backbone to joint training", ladder.ladder),
     "stability": Kind("Stability against plasticity", stability),
     "costs": Kind("Accuracy against carried bytes and seconds", costs),
-    "confusion": Kind("Which task's head answers for which task", confusion),
+    "confusion": Kind("Which task's head answers for which task", confusion.confusion),
     "alpha": Kind("Merging coefficients over tasks", alpha),
     "onset": Kind("Loss and gradient norm as a task begins", onset),
-    "variance": Kind("Variance by class order, run and test sampling", variance),
+    "variance": Kind("Variance by class order, run and test sampling", variance.variance),
 }
 
 
@@ -90,7 +87,7 @@ def draw(wanted: Sequence[FigureConfig], rows: Sequence[Row], labels: Sequence[s
 
     Args:
         wanted: in the order of the report.
-        rows: as :func:`bench.report.build_report` gives them.
+        rows: as :func:`bench.report.build.build_report` gives them.
         labels: in the order of the tables; others follow. A label looks the same in every figure that shows all
             methods.
     """

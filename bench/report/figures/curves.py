@@ -18,7 +18,7 @@ from bench.report.figures.drawing import (
     looks,
     measured,
 )
-from bench.report.frame import BLOCK, Row, grouped, stream_title
+from bench.report.rows import BLOCK, Row, grouped, stream_title
 
 TASKS = "tasks learnt, t"
 EQUAL_SHARES = "1/t"

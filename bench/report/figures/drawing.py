@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bench.report.frame import BLOCK, MEASURED, Row, footnotes, grouped, stream_title
+from bench.report.rows import BLOCK, MEASURED, Row, footnotes, grouped, stream_title
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")  # 13: no common period with the ten colours
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1))

@@ -20,7 +20,7 @@ from bench.report.figures.drawing import (
     short_title,
     write_caption,
 )
-from bench.report.frame import BLOCK, Row, grouped, stream_title
+from bench.report.rows import BLOCK, Row, grouped, stream_title
 
 SIDE = (3.1, 3.0)  # inches of a panel
 FLAT = 0.06  # share of a panel's width within which an iso-line's label is not drawn

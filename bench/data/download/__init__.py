@@ -1,0 +1,1 @@
+"""``clmerge data get``: archives fetched, checked against the lock, and extracted."""

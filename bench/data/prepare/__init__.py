@@ -1,0 +1,1 @@
+"""A dataset's arrays: decoded once, counted, and mapped."""

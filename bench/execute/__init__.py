@@ -1,0 +1,1 @@
+"""Many cells: trials in processes, through Ray or in this one."""

@@ -1,0 +1,1 @@
+"""The network: backbone, adapters, heads, and where their files come from."""

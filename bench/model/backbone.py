@@ -1,0 +1,182 @@
+"""A timm model, which of its weights are adapted, and the forward pass as a function of those weights.
+
+Training runs on dense weights: the forward is ``functional_call(backbone, W)`` with W = W_start + scale * B A under
+LoRA, or W itself in full fine-tuning. So perturbation, penalty, Fisher and the gradients of data-driven rules share
+one path, and folding an adapter into the base is just a new W_start. PEFT gives targets, initialisation and scaling.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bench.common.errors import UserError, unknown
+from bench.common.seeds import derive
+from bench.config.schema import ImageConfig, ProtocolConfig
+from bench.data.transforms import Transform
+from bench.method.weights import Weights
+from bench.model.adapters import Adapter, Full, LoRA
+from bench.model.pretrained_files import find_weights, shapes
+
+
+class SplitQKV(nn.Module):
+    """timm's fused ``attn.qkv`` as three Linears that adapters can target one by one; bit-equal to the fused one."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        size = fused.out_features // 3
+        for i, name in enumerate("qkv"):
+            part = nn.Linear(fused.in_features, size, bias=fused.bias is not None, device="meta")  # no random draw
+            part.weight = nn.Parameter(fused.weight.detach()[i * size : (i + 1) * size].clone())
+            if fused.bias is not None:
+                part.bias = nn.Parameter(fused.bias.detach()[i * size : (i + 1) * size].clone())
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, tokens, D) to (b, tokens, 3 D)."""
+        return torch.cat([part(x) for part in self.children()], dim=-1)
+
+
+def _timm_model(protocol: ProtocolConfig, file: Path | None, known: Any) -> Any:
+    """timm's module with the weights of the file, every name of which must fit; without one: random."""
+    config = protocol.backbone
+    options = {"num_classes": 0, **config.options}
+    wanted = options["num_classes"]
+    try:
+        if file is None:
+            return timm.create_model(config.model, pretrained=False, **options)
+        found = shapes(file)
+        # timm converts and resizes what others saved, but is lenient with names where the classifier differs: so it is
+        # built as the file has it, and dropped afterwards.
+        outputs = (*found.get(f"{_names(known.classifier)[0]}.weight", ()), *found.get("visual.proj", ())[::-1], 0)[0]
+        channels = (*found.get(f"{_names(known.first_conv)[0]}.weight", ())[1:], known.input_size[0])[0]
+        told = {"file": str(file), "custom_load": False, "num_classes": outputs}
+        told["input_size"] = (channels, *known.input_size[1:])
+        module = timm.create_model(
+            config.model, pretrained=True, pretrained_cfg_overlay=told, **{**options, "num_classes": outputs}
+        )
+    except TypeError as error:
+        raise UserError(f"protocol {protocol.key}: backbone.options: {error}") from None
+    except RuntimeError as error:
+        why = (str(error).splitlines() * 2)[1].strip()  # torch names the mismatch in its second line
+        raise UserError(
+            f"protocol {protocol.key}: backbone.weights: {file} does not fit {config.model}: {why}"
+        ) from None
+    if wanted not in (0, outputs):
+        raise UserError(f"protocol {protocol.key}: backbone.options.num_classes: {wanted}, but {file} has {outputs}")
+    if not wanted:
+        module.reset_classifier(0)
+    return module
+
+
+def _names(one_or_more: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """timm's way of naming layers."""
+    return (one_or_more or "head",) if isinstance(one_or_more, str | None) else tuple(one_or_more)
+
+
+class Backbone:
+    """The pretrained model without its head.
+
+    Attributes:
+        pretrained: theta_0, the adapted weights as the checkpoint has them.
+        dim: D, the size of a feature vector.
+        transform: from a dataset's images to what the model takes, at test and in training.
+        classifiers: how names of the model's own classifier begin, which checkpoints may hold and we do not use. With
+            ``options.num_classes`` its output is the feature: CLIP's projection into the space of its text rows.
+    """
+
+    def __init__(self, protocol: ProtocolConfig, image: ImageConfig, device: str = "cpu", seed: int = 0) -> None:
+        config = protocol.backbone
+        if not (timm.is_model_pretrained if "." in config.model else timm.is_model)(config.model):
+            models = timm.list_models() + timm.list_pretrained()
+            raise unknown("timm model", config.model, models, f"protocol {protocol.key}: backbone.model")
+        known, file = timm.get_pretrained_cfg(config.model), find_weights(protocol)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive("backbone", seed))  # only seen where there is no checkpoint
+            module = _timm_model(protocol, file, known)
+        used = bool(config.options.get("num_classes"))
+        self.classifiers = () if used else tuple(f"{name}." for name in _names(known.classifier))
+        for part in module.modules():
+            if isinstance(getattr(part, "qkv", None), nn.Linear):
+                part.qkv = SplitQKV(part.qkv)
+        self.module: nn.Module = module.eval().requires_grad_(False).to(device)
+        self.config, self.device = protocol, device
+        self.dim = int(config.options.get("num_classes") or module.num_features)
+        self.transform = Transform(image, protocol.augment, device)
+        names = [n for n, _ in self.module.named_parameters()]
+        if protocol.adapter == "lora":
+            names = [n for n in names if re.fullmatch(rf"{self._targets}\.weight", n)]
+        parameters = dict(self.module.named_parameters())
+        self.pretrained = Weights.of({n: parameters[n] for n in names})
+
+    @property
+    def _targets(self) -> str:
+        return rf".*\.qkv\.({'|'.join(self.config.lora.targets)})"
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """The test view of uint8 (b, C, H, W): what the model takes."""
+        return self.transform.shown(x)
+
+    def forward(self, weights: Weights, pixels: Tensor) -> Tensor:
+        """Features (b, D) of what the model takes, under the adapted weights; differentiable in both."""
+        return functional_call(self.module, weights.tensors(), (pixels,))
+
+    def features(self, weights: Weights, x: Tensor) -> Tensor:
+        """Features (b, D) of the test view of uint8 images (b, C, H, W) under the adapted weights; differentiable."""
+        return self.forward(weights, self.pixels(x))
+
+    def own_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors under timm's names as this module has them: q, k and v of a fused ``qkv`` apart."""
+        split = {name for name, module in self.module.named_modules() if isinstance(module, SplitQKV)}
+        own: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            owner, _, kind = name.rpartition(".")
+            if owner in split:
+                own |= {f"{owner}.{part}.{kind}": x for part, x in zip("qkv", tensor.chunk(3), strict=True)}
+            else:
+                own[name] = tensor
+        return own
+
+    def export(self, weights: Weights) -> dict[str, Tensor]:
+        """The whole model under ``weights`` with timm's names, as the timm model's ``load_state_dict`` takes it."""
+        state = {**self.module.state_dict(), **weights.export()}
+        split = [name for name, module in self.module.named_modules() if isinstance(module, SplitQKV)]
+        for owner in split:
+            for kind in ("weight", "bias"):
+                if f"{owner}.q.{kind}" in state:
+                    state[f"{owner}.{kind}"] = torch.cat([state.pop(f"{owner}.{part}.{kind}") for part in "qkv"])
+        return state
+
+    def adapter(self, start: Weights, factors: str, seed: int) -> Adapter:
+        """Trainable parameters for one task, beginning at ``start`` exactly.
+
+        Args:
+            start: W_start.
+            factors: "AB", or "B" to train only B of LoRA (full fine-tuning has no factors to fix: an error).
+            seed: of the draw of A.
+        """
+        if self.config.adapter == "full":
+            if factors != "AB":
+                raise UserError(f"protocol {self.config.key}: adapter=full has no LoRA factor to keep fixed")
+            return Full(start)
+        return LoRA(self._peft_factors(seed), start, self.config.lora.scale, factors)
+
+    def _peft_factors(self, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """A (r, in) and B (out, r) of every adapted tensor as PEFT initialises them (A Kaiming-uniform, B zero)."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = self.config.lora
+        wanted = LoraConfig(r=lora.rank, lora_alpha=lora.scale * lora.rank, target_modules=self._targets)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = inject_adapter_in_model(wanted, copy.deepcopy(self.module))
+        layers = {n: model.get_submodule(n.removesuffix(".weight")) for n in self.pretrained.layout.names}
+        return {n: (m.lora_A["default"].weight.data, m.lora_B["default"].weight.data) for n, m in layers.items()}

@@ -1,0 +1,206 @@
+"""A cell: its place in the grid, its name, and the keys of its trainings. Torch-free, so that plans are quick."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from bench.common.cache import key_of
+from bench.common.errors import UserError
+from bench.config.schema import DatasetConfig, ProtocolConfig, Section
+from bench.data.class_order import boundaries, class_order
+from bench.data.dataset import prepared_key
+from bench.model.class_rows import rows_digest
+from bench.model.pretrained_files import weights_digest
+from bench.registry.code_hash import code_of_class, code_of_modules
+from bench.registry.resolved import Method
+
+TRAINING_CODE = (
+    "run/train.py", "model/adapters.py", "model/backbone.py", "model/heads.py", "model/class_rows.py",
+    "data/stream.py", "data/class_order.py", "method/weights.py", "common/seeds.py", "method/api.py",
+    "data/images.py", "data/transforms.py", "data/autoaugment.py",
+)  # fmt: skip
+
+
+MERGING_CODE = (
+    "run/workbench.py", "run/write_record.py", "run/cell.py", "method/recorded.py", "run/live_task.py",
+    "run/statistics.py", "run/evaluate.py", "run/classifiers.py", "method/carried.py", "run/task_models.py",
+    "plan/replayed.py",
+)  # fmt: skip
+
+FORMAT = 2  #: of names and keys: raised where the same configuration comes to mean something else
+
+
+#: of a protocol: words, and what is applied to the other fields before a cell is made
+NO_IDENTITY = {
+    "key", "title", "about", "base", "inferred", "tuned", "per_dataset", "per_method", "tuning", "variant_of",
+    "seconds_per_step",
+}  # fmt: skip
+
+
+#: where a file of weights lies and what it should hold: what it holds is hashed instead
+FILES = {"backbone": {"weights", "sha256"}, "head": {"text"}}
+
+TRAINING_FIELDS = {"backbone", "adapter", "image", "augment", "train", "threads"}
+
+
+def _changed(section: Section, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    """The fields that are not at their default, so that a field more with a default changes no name and no key."""
+    return section.model_dump(mode="json", include=include, exclude=exclude, exclude_defaults=True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: dataset x T x method x protocol x class_order_seed x run_seed."""
+
+    dataset: DatasetConfig
+    n_tasks: int
+    protocol: ProtocolConfig  #: with this dataset's and this method's overrides applied
+    method: Method
+    class_order_seed: int
+    run_seed: int
+    eval_split: str
+    request: dict[str, Any] = field(compare=False)  #: how to make this cell again in another process (JSON-able)
+    data_digest: str | None = field(default=None, compare=False)  #: of the prepared arrays; None: not prepared yet
+
+    @cached_property
+    def id(self) -> str:
+        """Readable, and ending in a hash of everything that defines the cell (but not of any code).
+
+        Of the configuration what is at its default is left out: a field more, with a default, changes no name.
+        """
+        identity = key_of(
+            FORMAT,
+            prepared_key(self.dataset, self.protocol.image),
+            self.n_tasks,
+            _changed(self.protocol, exclude={**dict.fromkeys(NO_IDENTITY, True), **FILES}),
+            self.files_digest,
+            self.method.identity(),
+            self.class_order_seed,
+            self.run_seed,
+            self.eval_split,
+        )
+        method = "".join(c if c.isalnum() or c in "_-" else "." for c in self.method.key)[:48]
+        split = "" if self.eval_split == "test" else f"-{self.eval_split}"
+        protocol = self.protocol.variant_of or self.protocol.key
+        seeds = f"c{self.class_order_seed}-r{self.run_seed}"
+        return f"{self.dataset.key}-T{self.n_tasks}-{protocol}{split}-{method}-{seeds}-{identity[:10]}"
+
+    @cached_property
+    def files_digest(self) -> dict[str, str]:
+        """SHA-256 of the files that the model is made from, as they are now: of the backbone's weights and, for a
+        zero-shot head, of the classes' text rows. Weights that the hub still has to send are named by their tag alone;
+        a file that is not on this machine has none, so no record is taken for one of this cell's.
+        """
+        found: dict[str, str | None] = {}
+        with suppress(UserError):
+            found["backbone"] = weights_digest(self.protocol) if self.protocol.backbone.weights is not None else None
+        with suppress(UserError):
+            found["text"] = rows_digest(self.protocol.head) if self.protocol.head.kind == "zero_shot" else None
+        return {name: digest for name, digest in found.items() if digest}
+
+    @property
+    def task_classes(self) -> list[list[int]]:
+        """The labels of each task where they are listed one by one; here the class order cuts them."""
+        return []
+
+    def protocol_told(self) -> dict[str, Any]:
+        """What the record says of the protocol."""
+        return self.protocol.model_dump(mode="json")
+
+    def coordinates(self) -> dict[str, Any]:
+        """The cell's place in the grid, as records and tables have it."""
+        return {
+            "dataset": self.dataset.key,
+            "n_tasks": self.n_tasks,
+            "protocol": self.protocol.key,
+            "method": self.method.key,
+            "variant": self.method.variant,
+            "start": self.method.start,
+            "class_order_seed": self.class_order_seed,
+            "run_seed": self.run_seed,
+            "eval_split": self.eval_split,
+        }
+
+    def code(self) -> dict[str, str]:
+        """Hashes of the code that training, and that merging and evaluation, run through."""
+        return {
+            "train": key_of(code_of_modules(*TRAINING_CODE), code_of_class(self.method.trainer))[:16],
+            "method": key_of(code_of_modules(*MERGING_CODE), code_of_class(self.method.rule))[:16],
+        }
+
+    @cached_property
+    def trained_tasks(self) -> list[int]:
+        """The t at which something is trained: all, or only the last for a trainer that sees all data."""
+        return [self.n_tasks] if self.method.trainer.data == "seen" else list(range(1, self.n_tasks + 1))
+
+    @cached_property
+    def train_keys(self) -> dict[int, str]:
+        """For each trained t, the key of its artifact: a hash of everything the training is a function of.
+
+        Where a training starts from what was made before (previous or merged weights, a trainer with memory), the
+        key of that stands for it, so keys are known before anything is computed.
+        """
+        code, protocol = self.code(), self.protocol
+        trainer = self.method.identity()["trainer"]
+        # linear, ncm, ridge and refit train the same heads
+        zero_shot = protocol.head.kind == "zero_shot"
+        base = [
+            FORMAT,
+            prepared_key(self.dataset, protocol.image),
+            self.data_digest,
+            _changed(protocol, include=TRAINING_FIELDS, exclude={"backbone": FILES["backbone"]}),
+            _changed(protocol.lora) if protocol.adapter == "lora" else None,
+            None if zero_shot else _changed(protocol.head, include={"init_std"}),
+            weights_digest(protocol),
+            rows_digest(protocol.head) if zero_shot else None,
+            trainer,
+            code["train"],
+            self.run_seed,
+            ["val", protocol.val_fraction] if self.held_out else ["test", None],
+            version("torch"),
+        ]
+        served = parent = "pretrained"
+        keys: dict[int, str] = {}
+        # What a trainer remembers comes from the tasks before, by way of their statistics.
+        memory = [protocol.fisher_samples, code["method"]] if self.method.trainer.states() else None
+        borders = [columns.stop for columns in boundaries(self.dataset.classes, self.n_tasks)]
+        order = class_order(self.dataset.classes, self.class_order_seed, protocol.class_order)
+        joint = self.method.trainer.data == "seen"
+        for t in self.trained_tasks:
+            classes = order[: borders[t - 1]] if joint or t == 1 else order[borders[t - 2] : borders[t - 1]]
+            begins = {"pretrained": "pretrained", "previous": parent, "merged": served}[self.method.start]
+            # A joint training's heads have the tasks' borders; any other sees nothing of the stream but its classes.
+            keys[t] = key_of(
+                "train",
+                base,
+                classes,
+                borders if joint else None,
+                begins,
+                [parent, *memory] if memory and t > 1 else None,
+            )
+            parent = keys[t]
+            rule = self.method.identity()["rule"]
+            served = key_of("served", served, parent, rule, code["method"], protocol.fisher_samples)
+        return keys
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the validation part is kept out of training."""
+        return self.eval_split != "test"
+
+    @property
+    def chain_is_shared(self) -> bool:
+        """Whether other rules can use this cell's trainings (they do not start from what this rule served)."""
+        return self.method.start != "merged"
+
+    def opt_steps(self) -> int:
+        """Optimiser steps of all trainings, estimated from the dataset's counts."""
+        images = self.dataset.train * (1 - self.protocol.val_fraction if self.held_out else 1.0)
+        per_task = images if self.method.trainer.data == "seen" else images / self.n_tasks
+        train = self.protocol.train
+        return len(self.trained_tasks) * train.epochs * train.passes * math.ceil(per_task / train.batch)

@@ -1,0 +1,220 @@
+"""From a suite to cells, each checked before anything runs. Torch-free, so that planning takes a moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from bench.common.errors import UserError
+from bench.common.paths import DATASETS
+from bench.config.files import for_dataset, load_dataset_config, load_protocol, shown_image
+from bench.config.schema import DatasetConfig, ProtocolConfig, SuiteConfig
+from bench.data.class_order import class_order
+from bench.data.dataset import availability, data_digest
+from bench.method import Start
+from bench.model.class_rows import check_rows
+from bench.model.pretrained_files import check_weights
+from bench.plan.cell import Cell
+from bench.plan.method_protocol import check_names, for_method
+from bench.registry import Registry
+from bench.registry.resolved import Method
+
+
+def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
+    """ "3" to [0, 1, 2]; "0,1,7" and "3-12" list repeats.
+
+    Raises:
+        UserError: not a count, list or span of non-negative integers.
+    """
+    spans = []
+    try:
+        if "," not in text and "-" not in text:
+            spans.append(range(int(text)))
+        else:
+            for part in filter(None, text.split(",")):
+                low, dash, high = part.partition("-")
+                spans.append(range(int(low), int(high if dash else low) + 1))
+    except ValueError:
+        spans = []
+    most = 100_000  # more is a slip, and would fill the memory
+    seeds = [seed for span in spans for seed in span] if sum(map(len, spans)) <= most else []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
+        raise UserError(
+            f"{where}: {text!r} is neither a count (3), a list (0,1,7) nor a span (3-12) of distinct repeats"
+        )
+    return seeds
+
+
+def all_datasets(data: Path, folders: list[Path]) -> tuple[list[str], dict[str, str]]:
+    """Keys of the stream datasets whose data is on this machine, and of the others with the reason."""
+    here, blocked = [], {}
+    for file in sorted({p.stem: p for f in [*folders, DATASETS] for p in f.glob("*.yaml")}.values()):
+        config = load_dataset_config(str(file), folders)
+        if config.role == "stream":
+            why_not = availability(config, data)
+            if why_not is None:
+                here.append(config.key)
+            else:
+                blocked[config.key] = why_not
+    return here, blocked
+
+
+def expand(
+    suite: SuiteConfig,
+    registry: Registry,
+    data: Path,
+    folders: list[Path],
+    overrides: dict[str, Any] | None = None,
+    class_order_seed: int | None = None,
+    run_seed: int | None = None,
+) -> tuple[list[Cell], dict[str, str]]:
+    """Every cell of a suite, each checked, without duplicates; and the datasets that ``all`` left out.
+
+    ``overrides`` stand above those of the suite.
+
+    Raises:
+        UserError: an unknown name, a task count that does not fit, a dataset that is named and not there, ...
+    """
+    here, blocked = all_datasets(data, folders) if "all" in suite.datasets else ([], {})
+    named = [name for name in suite.datasets if name != "all"]
+    repeats = [
+        (repeat if class_order_seed is None else class_order_seed, repeat if run_seed is None else run_seed)
+        for repeat in parse_seeds(suite.seeds)
+    ]
+    starts: list[Start | None] = [*suite.start] or [None]
+    trainers: list[str | None] = [*suite.trainers] or [None]
+    cells: dict[str, Cell] = {}
+    load = cache(load_protocol_of(registry, suite, repeats))
+    for name in dict.fromkeys([*named, *here]):
+        dataset = load_dataset_config(name, folders)
+        for preset, chosen in product(suite.protocols or [dataset.protocol], suite.alternatives()):
+            changes = {**chosen, **(overrides or {})}
+            adapted = for_dataset(load(preset, json.dumps(changes, sort_keys=True)), dataset.key)
+            try:
+                _check_stream(dataset, suite, data)
+                _check_backbone(adapted, dataset)
+            except UserError as error:
+                if name in named:
+                    raise
+                blocked[name] = str(error)  # "all" is what can run here
+                continue
+            for spelling, trainer, start in product(suite.methods, trainers, starts):
+                method, own, entry = for_method(registry, adapted, changes, spelling, start, trainer)
+                _refuse(method, own, dataset)
+                digest = data_digest(dataset, data, own.image)
+                for n_tasks, (order, run) in product(suite.tasks or dataset.tasks[:1], repeats):
+                    request = {
+                        "dataset": anywhere(name), "n_tasks": n_tasks, "protocol": anywhere(preset),
+                        "overrides": changes, "method": method.variant, **entry,
+                        "class_order_seed": order, "run_seed": run, "eval_split": suite.eval_split,
+                    }  # fmt: skip
+                    cell = Cell(dataset, n_tasks, own, method, order, run, suite.eval_split, request, digest)
+                    cells.setdefault(cell.id, cell)
+    if not cells:
+        raise UserError("datasets: nothing to run; " + "; ".join(f"{k}: {v}" for k, v in blocked.items()))
+    return list(cells.values()), blocked
+
+
+def load_protocol_of(
+    registry: Registry, suite: SuiteConfig, repeats: list[tuple[int, int]]
+) -> Callable[[str, str], ProtocolConfig]:
+    """Loads a preset with overrides (JSON), checked against the plugins and the suite's repeats."""
+
+    def load(preset: str, changes: str) -> ProtocolConfig:
+        protocol = load_protocol(preset, json.loads(changes))
+        check_names(registry, protocol)
+        _refuse_tuned_on(protocol, suite, repeats)
+        return protocol
+
+    return load
+
+
+def _check_stream(dataset: DatasetConfig, suite: SuiteConfig, data: Path) -> None:
+    """Whether the dataset is a stream, is there, and has classes for every task.
+
+    Raises:
+        UserError: it is not, or has not.
+    """
+    if dataset.role != "stream":
+        raise UserError(f"datasets: {dataset.key!r} is for pre-training the backbone, not a stream")
+    why_not = availability(dataset, data)
+    if why_not is not None:
+        raise UserError(f"dataset {dataset.key!r} is not on this machine: {why_not}")
+    for n_tasks in suite.tasks:
+        if not 1 <= n_tasks <= dataset.classes:
+            raise UserError(
+                f"tasks: {n_tasks} tasks do not fit {dataset.key!r}, which has {dataset.classes} classes; "
+                f"use 1 to {dataset.classes}"
+            )
+
+
+def _check_backbone(protocol: ProtocolConfig, dataset: DatasetConfig) -> None:
+    """Whether the weights can be had and the model takes what it would be shown, as far as its options tell.
+
+    Raises:
+        UserError: they cannot, or it does not.
+    """
+    shown, options = shown_image(protocol, dataset), protocol.backbone.options
+    takes = options.get("in_chans", 3), options.get("img_size", shown.size)
+    if takes != (shown.channels, shown.size):
+        raise UserError(
+            f"protocol {protocol.key}: its backbone takes {takes[0]} channels of {takes[1]} pixels a side, and "
+            f"{dataset.key} has {shown.channels} of {shown.size}; use another protocol, such as {dataset.protocol}"
+        )
+    check_weights(protocol)
+
+
+def _refuse_tuned_on(protocol: ProtocolConfig, suite: SuiteConfig, repeats: list[tuple[int, int]]) -> None:
+    """What was chosen on some class orders is not measured on them."""
+    if protocol.tuning is None or suite.eval_split == "val":
+        return
+    tuned_on = set(parse_seeds(protocol.tuning.repeats, f"protocol {protocol.key}: tuning.repeats"))
+    both = sorted(tuned_on & {order for order, _ in repeats})
+    if both:
+        raise UserError(
+            f"--seeds: {', '.join(map(str, both))}: protocol {protocol.key} was tuned on these class orders "
+            f"({protocol.tuning.repeats}); use other repeats"
+        )
+
+
+def _refuse(method: Method, protocol: ProtocolConfig, dataset: DatasetConfig) -> None:
+    """Settings that contradict each other, found before anything runs."""
+    kind, where = protocol.head.kind, f"protocol {protocol.key}"
+    class_order(dataset.classes, 0, protocol.class_order)
+    if kind == "zero_shot":
+        check_rows(protocol.head, dataset.classes)
+    if method.rule.experts and kind not in ("linear", "zero_shot"):
+        raise UserError(f"{where}: head.kind: {method.key!r} serves every task by its own model; use the linear head")
+    if protocol.adapter == "full" and method.trainer.adapt and method.trainer.factors != "AB":
+        raise UserError(f"{where}: adapter: full has no LoRA factor to keep fixed, as {method.key!r} does")
+    if protocol.train.schedule == "multistep" and not protocol.train.milestones:
+        raise UserError(f"{where}: train.milestones: missing; schedule multistep lowers the rate after these epochs")
+
+
+def anywhere(name: str) -> str:
+    """A name as it is, a file's path made absolute: a request is read in other folders and processes too."""
+    return str(Path(name).expanduser().resolve()) if name.endswith((".yaml", ".yml")) else name
+
+
+def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path], data: Path) -> Cell:
+    """The cell of a request, made again in another process.
+
+    Raises:
+        UserError: a plugin, a protocol or a dataset is not there any more, or not as it was.
+        KeyError: the request is not one of this version's.
+    """
+    if "replay" in request:
+        from bench.plan.replayed import replay_cell
+
+        return replay_cell(request, registry, folders, data)
+    dataset = load_dataset_config(request["dataset"], folders)
+    changes = request["overrides"]
+    adapted = for_dataset(load_protocol(request["protocol"], changes), dataset.key)
+    method, own, _ = for_method(registry, adapted, changes, request["method"], entry=request.get("per_method"))
+    seeds = request["class_order_seed"], request["run_seed"]
+    digest = data_digest(dataset, data, own.image)
+    return Cell(dataset, request["n_tasks"], own, method, *seeds, request["eval_split"], request, digest)

@@ -1,0 +1,82 @@
+"""What a protocol says of one method: its own fields and options, and the head that it brings. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bench.config.dotted import merged, stands_above
+from bench.config.schema import ProtocolConfig, check
+from bench.method import Start
+from bench.registry import Registry
+from bench.registry.resolved import Method
+
+Tuned = dict[str, dict[str, Any]]
+
+
+def check_names(registry: Registry, protocol: ProtocolConfig) -> None:
+    """Whether every entry of ``per_method`` is a method's.
+
+    Raises:
+        UserError: it is no named method and no spelling; the nearest names are told.
+    """
+    for name in protocol.per_method:
+        if name not in registry.methods:
+            registry.resolve(name, protocol.tuned, where=f"protocol {protocol.key}: per_method")
+
+
+def for_method(
+    registry: Registry,
+    protocol: ProtocolConfig,
+    overrides: dict[str, Any],
+    spelling: str,
+    start: Start | None = None,
+    trainer: str | None = None,
+    entry: str | None = None,
+) -> tuple[Method, ProtocolConfig, dict[str, str]]:
+    """The method that is spelled, the protocol with what ``per_method`` has for it, and the name of that entry as a
+    cell's request keeps it.
+
+    An entry is found by the method's key, or by the named method that is spelled with other options (``ewc:lam=3``).
+    Its options stand above ``tuned`` and below what is spelled out or set by hand; a head that the method brings stands
+    above the protocol's. The protocol that is returned keeps this entry alone.
+
+    Raises:
+        UserError: an option that the method does not have, or as :meth:`bench.registry.Registry.resolve`.
+    """
+    tuned = protocol.tuned
+    method = registry.resolve(spelling, tuned, start, trainer=trainer)
+    if entry is None and protocol.per_method:
+        names = _names_of(method, registry, spelling, tuned, start, trainer)
+        entry = next((name for name in names if name in protocol.per_method), None)
+    changes = dict(protocol.per_method[entry]) if entry else {}
+    where = f"protocol {protocol.key}: per_method.{entry}"
+    own = {name: value for name, value in changes.pop("options", {}).items() if not _by_hand(overrides, method, name)}
+    if own:
+        method = registry.resolve(spelling, tuned, start, where, trainer, own)
+    head = {"head": {"kind": method.head}} if method.head else {}
+    data = merged(merged(protocol.model_dump(), changes), head)
+    data["per_method"] = {entry: protocol.per_method[entry]} if entry else {}
+    return method, check(data, ProtocolConfig, where), {"per_method": entry} if entry else {}
+
+
+def _by_hand(overrides: dict[str, Any], method: Method, option: str) -> bool:
+    side, _, bare = option.rpartition(".")
+    plugins = {"trainer": method.trainer, "rule": method.rule}
+    owners = (cls for name, cls in plugins.items() if side in ("", name) and bare in cls.options())
+    return any(stands_above(overrides, f"tuned.{cls.key}.{bare}") for cls in owners)
+
+
+def _names_of(
+    method: Method, registry: Registry, spelling: str, tuned: Tuned, start: Start | None, trainer: str | None
+) -> Iterator[str]:
+    """Under which names a method's entry is looked up; a head does not change how it is trained."""
+    yield method.key
+    parts, colon, options = spelling.partition(":")
+    headless = parts.partition("/")[0]
+    yield registry.resolve(headless + colon + options, tuned, start, trainer=trainer).key
+    name = headless.partition("@")[0]
+    if name in registry.methods:
+        named = registry.resolve(name + colon + options, tuned)
+        if (named.trainer, named.rule, named.start) == (method.trainer, method.rule, method.start):
+            yield name

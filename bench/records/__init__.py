@@ -1,0 +1,1 @@
+"""What a cell left on disk, and the numbers from it."""

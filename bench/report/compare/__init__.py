@@ -1,0 +1,1 @@
+"""Two sets of numbers beside each other."""

@@ -1,0 +1,1 @@
+"""What repeats and datasets say: contrasts, ranks, the factorial, regret."""

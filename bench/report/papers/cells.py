@@ -1,0 +1,227 @@
+"""Tables of papers: which cells a table needs, what of them is there, and the numbers that stand in it.
+
+A table is a grid with a layout: its rows are methods, its columns streams (and, for a factorial, trainers and starts).
+Its cells are those that ``clmerge run`` would make of the same grid, so a table knows what is missing, stale or failed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from bench.common.errors import UserError, unknown
+from bench.config.files import for_dataset, load_dataset_config, load_protocol
+from bench.config.schema import DatasetConfig, ProtocolConfig
+from bench.method import Start
+from bench.plan.cell import Cell
+from bench.plan.grid import parse_seeds
+from bench.plan.method_protocol import for_method
+from bench.registry import Registry
+from bench.registry.resolved import Method
+from bench.report import tables
+from bench.report.papers.layout import Columns, Line, PaperTable
+from bench.report.papers.published import Family, PublishedNumber
+from bench.report.rows import MARKS, MEASURED, Row, mark
+
+STATES = ("done", "stale", "outdated", "failed", "damaged", "missing")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A measured column without its metric."""
+
+    dataset: DatasetConfig
+    title: str
+    n_tasks: int
+    protocol: ProtocolConfig  #: with the dataset's overrides
+    trainer: str | None
+    start: Start | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table at one place: its cells, and their rows where they have records."""
+
+    line: Line
+    place: Place
+    method: Method
+    cells: list[Cell]
+    found: Mapping[str, Row]  #: by cell id
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many cells are in each of :data:`STATES`."""
+        return Counter(self.found[c.id]["status"] if c.id in self.found else "missing" for c in self.cells)
+
+    @property
+    def measured(self) -> list[Row]:
+        """Rows with numbers."""
+        rows = (self.found[c.id] for c in self.cells if c.id in self.found)
+        return [row for row in rows if row["status"] in MEASURED and row["a_last"] is not None]
+
+    def mean_sd(self, metric: str) -> tuple[float | None, float | None]:
+        """Mean and sample sd over the repeats; None where undefined."""
+        values = [row[metric] for row in self.measured]
+        if not values or None in values:
+            return None, None
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+    def text(self, metric: str, with_states: bool) -> str:
+        """What the table prints: mean ± sd, and where it is asked for what is not as wanted."""
+        states, n = self.states, len(self.measured)
+        if not n and states["missing"] == len(self.cells):
+            return "not run"
+        parts = [tables.number(self.mean_sd(metric))] if n else []
+        if with_states or not n:
+            told = {state: states[state] for state in STATES[1:-1] if states[state]}
+            parts += [state if k == len(self.cells) else f"{state} {k}/{len(self.cells)}" for state, k in told.items()]
+            parts += [f"(n = {n})"] if 0 < n < len(self.cells) else []
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table with what is there of it."""
+
+    table: PaperTable
+    places: list[Place]
+    entries: list[list[Entry]]  #: rows x places
+    families: dict[str, Family]  #: beside and below
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """All cells by id, each once."""
+        return {cell.id: cell for row in self.entries for entry in row for cell in entry.cells}
+
+    @property
+    def found(self) -> dict[str, Row]:
+        """The rows of those that have records, by id."""
+        return {cell_id: row for line in self.entries for entry in line for cell_id, row in entry.found.items()}
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows whose coordinates are known."""
+        return [row for row in self.found.values() if row["dataset"] is not None]
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many of the distinct cells are in each of :data:`STATES`."""
+        found = self.found
+        return Counter(found[id_]["status"] if id_ in found else "missing" for id_ in self.cells)
+
+    @property
+    def varies(self) -> bool:
+        """Whether columns differ in trainer or start, so that a row is no method by itself."""
+        return any(place.trainer or place.start for place in self.places)
+
+    def label(self, i: int) -> str:
+        """The i-th row's, with the mark of a reconstruction or an oracle."""
+        entry = self.entries[i][0]
+        title = entry.line.title or (entry.line.method if self.varies else entry.method.title)
+        statuses = [e.method.status for e in self.entries[i]]
+        status = next((s for s in statuses if s in MARKS), statuses[0])
+        return title + mark({"method_status": status})
+
+    def published(self, family: Family, entry: Entry, metric: str) -> PublishedNumber | None:
+        """The family's number for this row, stream and metric."""
+        for number in self.on_streams(family, metric, [entry.place]):
+            match = family.match_method(number)
+            same = match.ours in (entry.method.key, entry.method.variant) and not match.why_not
+            if number.name in entry.line.published or (same and not entry.line.published):
+                return number
+        return None
+
+    def on_streams(
+        self, family: Family, metric: str, places: list[Place], stated: bool = True
+    ) -> list[PublishedNumber]:
+        """The family's numbers on these streams; not ``stated``: those on the datasets that state no task count."""
+        streams = {(place.dataset.key, place.n_tasks if stated else None) for place in places}
+        return [
+            number
+            for number in family.references
+            if number.use
+            and (family.match_dataset(number.dataset).ours, number.n_tasks) in streams
+            and metric in (number.metric, family.match_metric(number.metric).ours)
+        ]
+
+
+def measure(
+    table: PaperTable,
+    registry: Registry,
+    folders: list[Path],
+    rows: Mapping[str, Row],
+    families: Mapping[str, Family],
+) -> Measured:
+    """The table's cells and what is there of them.
+
+    Args:
+        table: see there.
+        registry: resolves the methods.
+        folders: of plugins, which may bring datasets.
+        rows: by id, as :func:`bench.report.rows.detailed_rows` gives them.
+        families: published numbers by key.
+
+    Raises:
+        UserError: an unknown dataset, protocol, method or family, or a method that keeps images of past tasks.
+    """
+    where = f"table {table.key}"
+    for key in (*table.beside, *table.below):
+        if key not in families:
+            raise unknown("published family", key, families, where)
+    places = [place for columns in table.columns for place in _places(table, columns, folders)]
+    repeats = [
+        (repeat if table.class_order_seed is None else table.class_order_seed, repeat)
+        for repeat in parse_seeds(table.repeats)
+    ]
+    resolved: dict[tuple[str, ...], tuple[Method, ProtocolConfig, dict[str, str]]] = {}
+    entries: list[list[Entry]] = []
+    for line in table.lines:
+        entries.append([])
+        for place in places:
+            key_of = (line.method, place.dataset.key, place.protocol.key, place.trainer or "", place.start or "")
+            if key_of not in resolved:  # task counts and repeats share it
+                resolved[key_of] = for_method(registry, place.protocol, {}, line.method, place.start, place.trainer)
+            method, own, request = resolved[key_of]
+            if any(spec.metadata["images"] for spec in method.rule.states().values()):
+                raise UserError(
+                    f"{where}: methods: {line.method!r} keeps images of past tasks, and such methods stand in "
+                    "tables of their own, with the bytes of them (clmerge report); leave it out"
+                )
+            cells = [_cell(place, method, own, request, order, run) for order, run in repeats]
+            entries[-1].append(Entry(line, place, method, cells, {c.id: rows[c.id] for c in cells if c.id in rows}))
+    found = Measured(table, places, entries, {key: families[key] for key in (*table.beside, *table.below)})
+    labels = [found.label(i) for i in range(len(entries))]
+    for i, label in enumerate(labels):
+        if label in labels[:i]:
+            raise UserError(f"{where}: methods: two rows are called {label!r}; give one of them a title")
+    return found
+
+
+def _places(table: PaperTable, columns: Columns, folders: list[Path]) -> list[Place]:
+    dataset = load_dataset_config(columns.dataset, folders)
+    protocol = for_dataset(load_protocol(columns.protocol or table.protocol or dataset.protocol), dataset.key)
+    for n_tasks in columns.tasks:
+        if not 1 <= n_tasks <= dataset.classes:
+            raise UserError(
+                f"table {table.key}: columns: {n_tasks} tasks do not fit the {dataset.classes} classes of "
+                f"{dataset.key}; use 1 to {dataset.classes}"
+            )
+    trainers: list[str | None] = [*columns.trainers] or [None]
+    starts: list[Start | None] = [*columns.starts] or [None]
+    return [
+        Place(dataset, columns.title or dataset.title, n_tasks, protocol, trainer, start)
+        for n_tasks, trainer, start in product(columns.tasks, trainers, starts)
+    ]
+
+
+def _cell(place: Place, method: Method, own: ProtocolConfig, entry: dict[str, str], order: int, run: int) -> Cell:
+    """The cell that a run of the same grid would make (``bench.plan.grid.expand``), whether or not its data is here."""
+    request = {
+        "dataset": place.dataset.key, "n_tasks": place.n_tasks, "protocol": place.protocol.key, "overrides": {},
+        "method": method.variant, **entry, "class_order_seed": order, "run_seed": run, "eval_split": "test",
+    }  # fmt: skip
+    return Cell(place.dataset, place.n_tasks, own, method, order, run, "test", request)

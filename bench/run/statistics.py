@@ -1,0 +1,252 @@
+"""What rules ask of the data at a point in weight space: diagonal Fisher information, and Gram matrices of inputs.
+
+Fisher estimators differ by orders of magnitude, so each has a name and no constant is ever shared between them. Per
+sample (the gradient summed over tokens *before* squaring, so the answer does not depend on the batch size):
+
+* ``empirical``: mean over samples of (d log p_y / dW)^2 with the true label y.
+* ``exact``: mean over samples of sum_c p_c (d log p_c / dW)^2, all classes of the head (one pass a class).
+* ``mammoth``: sum of p_y (d log p_y)^2 over batches * batch size (Mammoth's ewc_on; a short last batch counts full).
+
+Per batch of the training size (squares of sums: they depend on the batch size, and are here to imitate others):
+
+* ``batchmean``: mean over batches of (d mean CE)^2 with the true labels (Avalanche; CoFiMA).
+* ``argmax_batch``: sum of (d mean CE)^2 * batch size / samples, with predicted labels (as BECAME-style code has it).
+* ``sqrtp_batch``: sum of (d sum_{n,c} sqrt(p_c) log p_c)^2 / samples, sqrt(p) held fixed (FusionBench).
+
+Evaluation mode always (the references that run in training mode differ by dropout), float32, no perturbation, no
+autocast; logits divided by the training temperature, as in the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import layer_norm, nll_loss
+
+from bench.method import Gram
+from bench.method.weights import Weights
+from bench.model.backbone import Backbone
+from bench.model.heads import Head
+
+PER_SAMPLE = ("empirical", "exact", "mammoth")
+KINDS = (*PER_SAMPLE, "batchmean", "argmax_batch", "sqrtp_batch")
+LABELLED = frozenset({"empirical", "mammoth", "batchmean"})  #: kinds that read labels
+PASS_IMAGES = 256  #: images a forward and backward pass
+HELD = 2**19  #: per-sample gradient entries held at once, in numbers (2 MB: they are made, squared and summed in cache)
+
+
+def balanced_sample(index: Tensor, columns: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """At most ``count`` of ``index``, as even over classes as they allow: round by round, one of each class."""
+    order = torch.randperm(len(index), generator=generator).to(index.device)
+    shuffled = index[order]
+    classes = columns[shuffled]
+    rank = torch.zeros_like(classes)
+    for c in classes.unique():
+        mine = classes == c
+        rank[mine] = torch.arange(int(mine.sum()), device=rank.device)
+    return shuffled[torch.argsort(rank, stable=True)[:count]]
+
+
+def diagonal_fisher(
+    backbone: Backbone,
+    weights: Weights,
+    head: Head,
+    x: Tensor,
+    y: Tensor,
+    kind: str = "empirical",
+    temperature: float = 1.0,
+    batch: int = 64,
+) -> Weights:
+    """Diagonal Fisher (P,) of the adapted weights over the samples given.
+
+    Args:
+        backbone: gives the forward pass.
+        weights: the point at which it is taken.
+        head: the current task's head (classes, D).
+        x: uint8 images (n, C, H, W).
+        y: labels within the head (n,).
+        kind: see the module's docstring.
+        temperature: logits are divided by it.
+        batch: the batch size of the kinds that depend on it; the others ignore it.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown Fisher kind {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in PER_SAMPLE:
+        return _batch_squares(backbone, weights, head, x, y, kind, temperature, batch)
+    modules = dict(backbone.module.named_modules())
+    shapes = dict(zip(weights.layout.names, weights.layout.shapes, strict=True))
+    linears = {}
+    for name in shapes:
+        owner = modules[name.rpartition(".")[0]]
+        if isinstance(owner, nn.Linear):
+            linears[name] = owner
+    others = [n for n in shapes if n not in linears]
+    vmapped = sum(size for name, size in zip(shapes, weights.layout.sizes, strict=True) if name in others)
+    chunk = max(1, min(PASS_IMAGES, 64 * HELD // max(1, vmapped)))
+    total = {name: torch.zeros(shape, device=weights.vector.device) for name, shape in shapes.items()}
+
+    def log_likelihood(features: Tensor, target: Tensor) -> Tensor:
+        return torch.log_softmax(head(features) / temperature, -1).gather(-1, target[:, None])[:, 0]
+
+    for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
+        if kind == "empirical":
+            targets = [(ys, torch.ones(len(ys), device=xs.device))]
+        else:
+            with torch.no_grad():
+                p = torch.softmax(head(backbone.features(weights, xs)) / temperature, -1)
+            of_label = [(ys, p.gather(1, ys[:, None])[:, 0])]
+            targets = of_label if kind == "mammoth" else [(torch.full_like(ys, c), p[:, c]) for c in range(p.shape[1])]
+        for target, weight in targets:
+            for name, squares in _linear_squares(
+                backbone, weights, linears, xs, target, weight, log_likelihood
+            ).items():
+                total[name] += squares
+            if others:
+                for name, squares in _other_squares(
+                    backbone, weights, others, xs, target, weight, log_likelihood
+                ).items():
+                    total[name] += squares
+    divisor = math.ceil(len(x) / batch) * batch if kind == "mammoth" else len(x)
+    return Weights(torch.cat([total[n].reshape(-1) for n in shapes]).to(weights.vector) / divisor, weights.layout)
+
+
+def _batch_squares(
+    backbone: Backbone, weights: Weights, head: Head, x: Tensor, y: Tensor, kind: str, temperature: float, batch: int
+) -> Weights:
+    """Squares of batch gradients: see the module's docstring."""
+    total = torch.zeros_like(weights.vector)
+    for xs, ys in zip(x.split(batch), y.split(batch), strict=True):
+        with torch.enable_grad():
+            point = weights.map(lambda v: v.detach().clone().requires_grad_())
+            log_p = torch.log_softmax(head(backbone.features(point, xs)) / temperature, -1)
+            if kind == "sqrtp_batch":
+                told = (log_p.detach().exp().sqrt() * log_p).sum()
+            else:
+                told = nll_loss(log_p, ys if kind == "batchmean" else log_p.argmax(-1))
+        g = torch.autograd.grad(told, point.vector)[0]
+        scale = {"batchmean": len(x) / math.ceil(len(x) / batch), "argmax_batch": len(xs), "sqrtp_batch": 1}[kind]
+        total += g.square() * scale
+    return Weights(total / len(x), weights.layout)
+
+
+def gram(backbone: Backbone, weights: Weights, x: Tensor) -> dict[str, Gram]:
+    """Second moments of what the layers of the adapted weights are fed, one pass over the images.
+
+    Args:
+        backbone: gives the forward pass.
+        weights: the point at which they are taken.
+        x: uint8 images (n, C, H, W).
+
+    Returns:
+        For the weight of every Linear X^T X (d_in, d_in), for that of every LayerNorm the column sums of squares (d,)
+        of its normalised input; float64.
+
+    Raises:
+        RuntimeError: a layer was never called as a module (functional attention), so nothing was seen of it.
+    """
+    modules = dict(backbone.module.named_modules())
+    layers = {
+        name: modules[name.removesuffix(".weight")]
+        for name in weights.layout.names
+        if name.endswith(".weight") and isinstance(modules.get(name.removesuffix(".weight")), nn.Linear | nn.LayerNorm)
+    }
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+
+    def keep(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        a = inputs[0]
+        if isinstance(module, nn.LayerNorm):
+            a = layer_norm(a, module.normalized_shape, eps=module.eps).flatten(0, -2).double()
+            found = a.square().sum(0)
+        else:
+            a = a.flatten(0, -2)
+            a = a.double()  # in float32 a rank-deficient sum would have negative eigenvalues
+            found = a.T @ a
+        sums[name] = sums[name] + found if name in sums else found
+        rows[name] = rows.get(name, 0) + len(a)
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: keep(name, module, inputs)
+
+    hooks = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
+    try:
+        with torch.inference_mode():
+            for xs in x.split(PASS_IMAGES):
+                backbone.features(weights, xs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    silent = sorted(set(layers) - set(sums))
+    if silent:
+        raise RuntimeError(f"no statistics for {silent}: these layers are never called as modules")
+    return {name: Gram(sums[name].clone(), rows[name]) for name in layers}
+
+
+Likelihood = Callable[[Tensor, Tensor], Tensor]
+
+
+def _linear_squares(
+    backbone: Backbone, weights: Weights, linears: dict[str, nn.Linear], x: Tensor, y: Tensor, w: Tensor, ll: Likelihood
+) -> dict[str, Tensor]:
+    """sum_n w_n (d ll_n / dW)^2 for weights and biases of Linear layers: per-sample gradients as an einsum of output
+    gradients and inputs, one backward pass for the whole batch.
+    """
+    if not linears:
+        return {}
+    seen: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
+        seen[module] = (inputs[0].detach(), output)
+
+    hooks = [module.register_forward_hook(keep) for module in set(linears.values())]
+    try:
+        with torch.enable_grad():
+            point = weights.map(lambda v: v.detach().clone().requires_grad_())
+            likelihood = ll(backbone.features(point, x), y).sum()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    silent = [n for n, module in linears.items() if module not in seen]
+    if silent:
+        raise RuntimeError(f"no statistics for {silent}: these Linear layers are never called as modules")
+    gradients = torch.autograd.grad(likelihood, [output for _, output in seen.values()])
+    squares = {}
+    for (module, (inputs, _)), g in zip(seen.items(), gradients, strict=True):
+        g, a = (
+            g.flatten(1, -2) if g.dim() > 2 else g[:, None],
+            inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None],
+        )
+        for name in (n for n, m in linears.items() if m is module):
+            if name.endswith(".bias"):
+                squares[name] = w @ g.sum(1).square()
+                continue
+            part = max(1, HELD // (g.shape[-1] * a.shape[-1]))
+            squares[name] = sum(
+                (w_ @ torch.einsum("bto,bti->boi", g_, a_).square_().flatten(1)).view(g.shape[-1], a.shape[-1])
+                for g_, a_, w_ in zip(g.split(part), a.split(part), w.split(part), strict=True)
+            )
+    return squares
+
+
+def _other_squares(
+    backbone: Backbone, weights: Weights, names: list[str], x: Tensor, y: Tensor, w: Tensor, ll: Likelihood
+) -> dict[str, Tensor]:
+    """The same for everything that is not a Linear (norms, embeddings, convolutions), by ``vmap``."""
+    fixed = weights.tensors()
+    free = {n: fixed.pop(n).detach() for n in names}
+    pixels = backbone.pixels(x)
+
+    def one(free: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        features = functional_call(backbone.module, {**fixed, **free}, (image[None],))
+        return ll(features, label[None])[0]
+
+    gradients = vmap(grad(one), in_dims=(None, 0, 0))(free, pixels, y)
+    return {n: torch.einsum("b...,b->...", g.square(), w) for n, g in gradients.items()}

@@ -1,0 +1,109 @@
+"""Accuracy matrices of other harnesses: the counts behind them, the mark beside them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.cli import cli
+from bench.common.errors import UserError
+from bench.records.imported import read_import
+from bench.records.record import read_record
+
+WHOLE: dict[str, Any] = {
+    "source": "another harness, 3 May 2026",
+    "dataset": "digits",
+    "protocol": "theirs",
+    "method": "l2p",
+    "title": "L2P",
+    "totals": [200, 150],
+    "runs": [
+        {"class_order_seed": 1, "run_seed": 2, "accuracy": [[98.5], [90.0, 97.33]]},
+        {"class_order_seed": 2, "run_seed": 2, "correct": [[190], [170, 140]]},
+    ],
+}
+
+
+def write(path: Path, **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump({**WHOLE, **changes}))
+    return path
+
+
+def clmerge(*arguments: str, results: Path) -> Any:
+    return CliRunner().invoke(cli, [*arguments, "--results", str(results)])
+
+
+def test_counts_are_those_behind_the_percentages(tmp_path: Path) -> None:
+    first, second = read_import(write(tmp_path / "l2p.yaml"))
+    assert first["counts"] == [[[197, 200]], [[180, 200], [146, 150]]]
+    assert second["counts"] == [[[190, 200]], [[170, 200], [140, 150]]]
+
+
+@given(st.integers(0, 200), st.integers(0, 4))
+def test_every_rounding_of_every_count_is_read_back(correct: int, decimals: int) -> None:
+    from bench.records.imported import _correct
+
+    value = round(100 * correct / 200, decimals)
+    got = _correct(value, 200, "accuracy", "here")
+    assert abs(got - correct) <= (1 if decimals == 0 else 0)  # whole percents of 200 images: two counts share one
+
+
+def test_imported_rows_stand_in_the_tables_with_mark_and_footnote(tmp_path: Path) -> None:
+    file = write(tmp_path / "l2p.yaml")
+    done = clmerge("import", str(file), results=tmp_path / "results")
+    assert done.exit_code == 0, done.output
+    assert "another harness, 3 May 2026" in done.output
+    for record in (tmp_path / "results").glob("runs/*/cell.json"):
+        assert read_record(record)["status"] == "done"  # whole by the same checks as our own
+    (tmp_path / "all.yaml").write_text("title: All\n")
+    report = ["report", "--report", str(tmp_path / "all.yaml"), "--out", str(tmp_path / "out")]
+    assert clmerge(*report, results=tmp_path / "results").exit_code == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| l2p‡" in table
+    assert "‡ imported: measured by another harness" in table
+    assert f"{(100 * 326 / 350 + 100 * 310 / 350) / 2:.1f}" in table  # A_last, sample-weighted
+    told = json.loads(clmerge("results", "--json", results=tmp_path / "results").stdout)
+    assert {row["status"] for row in told} == {"done"}  # never stale: no code of ours made them
+    assert {row["train_s_alone"] for row in told} == {None}
+    again = clmerge("import", str(file), results=tmp_path / "results")
+    assert again.exit_code == 0
+    assert len(list((tmp_path / "results").glob("runs/*/cell.json"))) == 2  # the same run twice is one record
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    return {"runs": [{"class_order_seed": 0, "run_seed": 0, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"totals": [200, 151]}, r"runs.0.accuracy\[1\]\[1\]: 97.33 % of 151 test images is no whole number"),
+        ({"totals": [200]}, "2 rows, but totals lists 1 tasks"),
+        ({"totals": [200, 0]}, r"totals.1: .*greater than 0"),
+        (run(accuracy=[[98.5], [90.0]]), "row 2 has 1 entries; give 2"),
+        (run(accuracy=[[98.5], [90.0, 101]]), "101.0 is not between 0 and 100"),
+        (run(correct=[[201], [1, 1]]), "201 is not between 0 and 200"),
+        (run(), "give either accuracy"),
+        (run(accuracy=[[1.0], [1.0, 2.0]], correct=[[1], [1, 1]]), "give either accuracy"),
+        ({"sauce": "x"}, "unknown key 'sauce'; did you mean 'source'"),
+        ({"method": 3}, "method: "),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_import(write(tmp_path / "l2p.yaml", **changes))
+
+
+def test_one_wrong_file_and_nothing_is_written(tmp_path: Path) -> None:
+    good, bad = write(tmp_path / "good.yaml"), write(tmp_path / "bad.yaml", totals=[7, 7])
+    done = clmerge("import", str(good), str(bad), results=tmp_path / "results")
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()
