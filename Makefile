@@ -49,8 +49,8 @@ smoke: setup  ## the whole path in under a minute: every method in-process, then
 	@$(BIN)/clmerge run --suite smoke --protocol-set train.epochs=1 --results results/smoke --methods pm --seeds 1,
 	@$(BIN)/clmerge report --results results/smoke --out results/smoke/report
 
-lint: setup  ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: setup  ## ruff, mypy, and which folder may import which
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
 test: lint  ## lint, types and tests
 	@$(BIN)/python -m pytest
