@@ -11,8 +11,7 @@ import click
 
 from bench.commands.options import common
 from bench.common.errors import UserError
-from bench.common.paths import DATASETS
-from bench.config.files import for_dataset, load_dataset_config, load_protocol
+from bench.config.files import for_dataset, load_dataset_config, load_protocol, yaml_files
 from bench.config.schema import DatasetConfig, ImageConfig
 from bench.registry import plugin_places
 
@@ -175,7 +174,7 @@ def _configs(names: tuple[str, ...], plugins: tuple[Path, ...]) -> Iterator[Data
     """The datasets that are asked for; a wrong name is found before the first is done."""
     folders = [place for place in plugin_places(plugins)[1:] if place.is_dir()]
     if "all" in names:
-        found = [path.stem for folder in (DATASETS, *folders) for path in sorted(folder.glob("*.yaml"))]
+        found = [path.stem for path in yaml_files("datasets", folders)]
         names = tuple(dict.fromkeys([*found, *(name for name in names if name != "all")]))
     yield from [load_dataset_config(name, folders) for name in names]
 

@@ -34,6 +34,8 @@ def list_(
     hidden = (
         ("parameters", "trainer", "rule", "title", "start", "state", "data") if what == "methods" else ("parameters",)
     )
+    if all(row["source"] == "clmerge" for row in rows):
+        hidden = (*hidden, "source")
     columns = {c: None for row in rows for c in row if c not in hidden}
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.common.errors import UserError
-from bench.common.paths import DATASETS, PROTOCOLS, SUITES
-from bench.config.files import load_dataset_config, load_protocol, load_suite
+from bench.common.paths import source_of
+from bench.config.files import load_dataset_config, load_protocol, load_suite, yaml_files
 from bench.data.dataset import availability
 from bench.method import Plugin, Rule, Trainer
 from bench.registry import Registry, plugin_places
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def listing(what: str, protocol: str, data: Path, plugins: tuple[Path, ...]) -> list[Row]:
-    """The rows of ``clmerge list WHAT``; every row has a ``key``.
+    """The rows of ``clmerge list WHAT``; every row has a ``key``, and a ``source``: who brought it.
 
     Raises:
         UserError: a broken plugin, dataset, protocol or suite file.
@@ -25,24 +25,35 @@ def listing(what: str, protocol: str, data: Path, plugins: tuple[Path, ...]) -> 
     if what == "methods":
         return _methods(Registry.load(plugins), protocol)
     if what == "trainers":
-        return [_plugin(cls, data=cls.data, adapts=cls.adapt) for cls in Registry.load(plugins).trainers.values()]
+        registry = Registry.load(plugins)
+        return [_plugin(registry, cls, data=cls.data, adapts=cls.adapt) for cls in registry.trainers.values()]
     if what == "rules":
-        return [_plugin(cls, data=cls.data) for cls in Registry.load(plugins).rules.values()]
+        registry = Registry.load(plugins)
+        return [_plugin(registry, cls, data=cls.data) for cls in registry.rules.values()]
     if what == "datasets":
         folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
-        return [
-            _dataset(path, folders, data) for folder in [DATASETS, *folders] for path in sorted(folder.glob("*.yaml"))
-        ]
+        return [_dataset(path, folders, data) for path in yaml_files("datasets", folders)]
     if what == "protocols":
-        return [{"key": p.stem, "title": load_protocol(p.stem).title} for p in sorted(PROTOCOLS.glob("*.yaml"))]
-    return [{"key": p.stem, "about": load_suite(p.stem).about} for p in sorted(SUITES.glob("*.yaml"))]
+        return [
+            {"key": path.stem, "title": load_protocol(str(path)).title, "source": source_of(path)}
+            for path in yaml_files("protocols")
+        ]
+    return [
+        {"key": path.stem, "about": load_suite(str(path)).about, "source": source_of(path)}
+        for path in yaml_files("suites")
+    ]
+
+
+def _source(registry: Registry, kind: str, key: str) -> str:
+    return source_of(registry.sources[kind, key]) if (kind, key) in registry.sources else "clmerge"
 
 
 def _methods(registry: Registry, protocol: str) -> list[Row]:
     tuned, rows = load_protocol(protocol).tuned, []
     for named in registry.methods.values():
+        source = _source(registry, "method", named.key)
         try:
-            rows.append(registry.resolve(named.key, tuned).describe())
+            rows.append({**registry.resolve(named.key, tuned).describe(), "source": source})
         except UserError:  # a required option that this protocol has no value for: listed all the same
             part, _, start = named.spelling.partition(":")[0].partition("@")
             trainer, _, rule = part.rpartition("+")
@@ -53,13 +64,13 @@ def _methods(registry: Registry, protocol: str) -> list[Row]:
                     "about": named.about, "variant": named.spelling, "trainer": {"key": trainer or "plain"},
                     "rule": {"key": rule}, "start": start,
                     "state": [f"trainer.{n}" for n in kinds[0].states()] + [f"rule.{n}" for n in kinds[1].states()],
-                    "data": {"training": kinds[0].data, "merging": kinds[1].data},
+                    "data": {"training": kinds[0].data, "merging": kinds[1].data}, "source": source,
                 }
             )  # fmt: skip
     return rows
 
 
-def _plugin(cls: type[Trainer] | type[Rule], **more: Any) -> Row:
+def _plugin(registry: Registry, cls: type[Trainer] | type[Rule], **more: Any) -> Row:
     doc = (cls.__doc__ or "").strip().splitlines()
     parameters = [_parameter(cls, name) for name in cls.options()]
     told = [f"{p['name']}={p['default']}" for p in parameters]
@@ -70,6 +81,7 @@ def _plugin(cls: type[Trainer] | type[Rule], **more: Any) -> Row:
         **more,
         "state": list(cls.states()),
         "parameters": parameters,
+        "source": _source(registry, "trainer" if issubclass(cls, Trainer) else "rule", cls.key),
     }
 
 
@@ -99,4 +111,5 @@ def _dataset(path: Path, folders: list[Path], data: Path) -> Row:
         "role": config.role,
         "available": why_not is None,
         "why_not": why_not,
+        "source": source_of(path),
     }

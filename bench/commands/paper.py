@@ -51,7 +51,7 @@ def paper(
     from bench.report.papers.verdicts import judge
 
     names = words(tables, "--tables") if tables else [path.stem for path in sorted(PAPER_TABLES.glob("*.yaml"))]
-    paths = dict.fromkeys(named_file(name, [PAPER_TABLES], "table", "--tables") for name in names)
+    paths = dict.fromkeys(named_file(name, PAPER_TABLES.glob("*.yaml"), "table", "--tables") for name in names)
     wanted, families = [load_table(path) for path in paths], load_families()
     registry, folders = Registry.load(plugins), [p for p in plugin_places(plugins)[1:] if p.is_dir()]
 

@@ -13,8 +13,7 @@ import click
 from bench.commands.options import asked_suite, common, grid
 from bench.commands.tables import print_table, table_rows
 from bench.common.errors import UserError
-from bench.common.paths import ROOT
-from bench.config.files import read_yaml
+from bench.config.files import read_yaml, yaml_files
 from bench.config.schema import SuiteConfig
 from bench.records.record import Standing
 from bench.registry import Registry, plugin_places
@@ -123,8 +122,8 @@ def _report_yaml(suite: SuiteConfig, cells: list[Any]) -> Path | None:
     from bench.report.build import ReportConfig
 
     ran = {cell.protocol.variant_of or cell.protocol.key for cell in cells}
-    files = [ROOT / "reports" / f"{name}.yaml" for name in (suite.key, *ran)]
-    return next((f for f in files if f.is_file() and ran <= {read_yaml(f, ReportConfig).protocol}), None)
+    files = [file for name in (suite.key, *ran) for file in yaml_files("reports") if file.stem == name]
+    return next((file for file in files if ran <= {read_yaml(file, ReportConfig).protocol}), None)
 
 
 @click.command()

@@ -9,14 +9,14 @@ import click
 
 from bench.commands.options import common
 from bench.commands.tables import standings_in, table_rows
-from bench.common.paths import ROOT
+from bench.common.paths import PUBLISHED_RESULTS
 
 
 @click.command()
 @click.option(
     "--published",
     type=click.Path(path_type=Path),
-    default=ROOT / "results" / "published" / "embedded.csv",
+    default=PUBLISHED_RESULTS / "embedded.csv",
     help="The published CSV. Default: the embedded one.",
 )
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
 from itertools import product
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from bench.common.errors import UserError, unknown
-from bench.common.paths import DATASETS, PROTOCOLS, SUITES
+from bench.common.paths import PROTOCOLS, Kind, folders
 from bench.config.dotted import check_key, drop, flat, merged, put, value_at
 from bench.config.schema import DatasetConfig, ImageConfig, ProtocolConfig, S, SuiteConfig, check
 
@@ -37,21 +38,29 @@ def _mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def named_file(name: str, folders: list[Path], what: str, where: str) -> Path:
-    """The YAML file of that name in the folders, or the path itself where one was given.
+def yaml_files(kind: Kind, plugins: Iterable[Path] = ()) -> list[Path]:
+    """Every YAML file that may be asked for by its stem: shipped, of installed packages, of plugin folders."""
+    return [path for folder in [*folders(kind), *plugins] for path in sorted(folder.glob("*.yaml"))]
+
+
+def named_file(name: str, files: Iterable[Path], what: str, where: str) -> Path:
+    """The YAML file of that name among the files, or the path itself where one was given.
 
     Raises:
-        UserError: no such name; the nearest ones are named.
+        UserError: no such name, and the nearest ones are named; or two files of that name.
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
         if not path.is_file():
             raise UserError(f"{where}: no such file {path}")
         return path
-    known = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
-    if name not in known:
-        raise unknown(what, name, known, where)
-    return known[name]
+    files = list(files)
+    named = list({path.resolve(): path for path in files if path.stem == name}.values())
+    if not named:
+        raise unknown(what, name, {path.stem for path in files}, where)
+    if len(named) > 1:
+        raise UserError(f"{where}: {what} {name!r} stands in {named[0]} and in {named[1]}; write the path of one")
+    return named[0]
 
 
 #: what a protocol says of itself: not inherited, no matter of a dataset or method, and not set by hand
@@ -67,7 +76,7 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
     Raises:
         UserError: unknown preset or key, wrong value, bases in a circle.
     """
-    path, where = named_file(name, [PROTOCOLS], "protocol", "protocol"), "--protocol-set"
+    path, where = named_file(name, yaml_files("protocols"), "protocol", "protocol"), "--protocol-set"
     data = _inherited(path, [])
     plain = check(data, ProtocolConfig, str(path))
     if not overrides:
@@ -125,7 +134,8 @@ def _inherited(path: Path, above: list[Path]) -> dict[str, Any]:
         if not isinstance(base, str):
             raise UserError(f"{path}: base: expected the name of a preset or a file (found {base!r})")
         is_file = base.endswith((".yaml", ".yml"))
-        file = named_file(str(path.parent / base) if is_file else base, [PROTOCOLS], "protocol", f"{path}: base")
+        name = str(path.parent / base) if is_file else base
+        file = named_file(name, yaml_files("protocols"), "protocol", f"{path}: base")
         if file.resolve() in chain:
             raise UserError(f"{path}: base: {' > '.join(p.stem for p in [*chain, file])} is a circle")
         inherited = _inherited(file, chain)
@@ -153,7 +163,13 @@ def _check_entries(data: dict[str, Any], where: str) -> None:
 
 def weights_file(protocol: ProtocolConfig) -> Path:
     """Where the backbone's weights lie (relative names: beside the presets)."""
-    return PROTOCOLS / Path(str(protocol.backbone.weights)).expanduser()
+    return beside_presets(str(protocol.backbone.weights))
+
+
+def beside_presets(name: str) -> Path:
+    """A file that a protocol names: as it is where absolute, else beside the presets, shipped or installed."""
+    path = Path(name).expanduser()
+    return next((folder / path for folder in folders("protocols") if (folder / path).is_file()), PROTOCOLS / path)
 
 
 def for_dataset(protocol: ProtocolConfig, dataset: str) -> ProtocolConfig:
@@ -180,12 +196,12 @@ def shown_image(protocol: ProtocolConfig, dataset: DatasetConfig) -> ImageConfig
 
 
 def load_dataset_config(name: str, extra: list[Path]) -> DatasetConfig:
-    """A dataset by key (``datasets/`` and plugin folders) or by the path of its YAML."""
-    path = named_file(name, [DATASETS, *extra], "dataset", "datasets")
+    """A dataset by key (``datasets/``, installed packages, plugin folders) or by the path of its YAML."""
+    path = named_file(name, yaml_files("datasets", extra), "dataset", "datasets")
     return read_yaml(path, DatasetConfig, key=path.stem)
 
 
 def load_suite(name: str) -> SuiteConfig:
-    """A suite by name (``suites/``) or by the path of its YAML."""
-    path = named_file(name, [SUITES], "suite", "--suite")
+    """A suite by name (``suites/``, installed packages) or by the path of its YAML."""
+    path = named_file(name, yaml_files("suites"), "suite", "--suite")
     return read_yaml(path, SuiteConfig, key=path.stem)

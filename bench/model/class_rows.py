@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.common.errors import UserError
-from bench.common.paths import PROTOCOLS
+from bench.config.files import beside_presets
 from bench.config.schema import HeadConfig
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def rows_file(config: HeadConfig) -> Path:
     """
     if config.text is None:
         raise UserError(f"protocol: head.text: missing, and head.kind is zero_shot; name a file of class rows; {MAKE}")
-    file = PROTOCOLS / Path(config.text).expanduser()
+    file = beside_presets(config.text)
     if not file.is_file():
         raise UserError(f"protocol: head.text: no file {file}; {MAKE}")
     return file

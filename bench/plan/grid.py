@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common.errors import UserError
-from bench.common.paths import DATASETS
-from bench.config.files import for_dataset, load_dataset_config, load_protocol, shown_image
+from bench.config.files import for_dataset, load_dataset_config, load_protocol, shown_image, yaml_files
 from bench.config.schema import DatasetConfig, ProtocolConfig, SuiteConfig
 from bench.data.class_order import class_order
 from bench.data.dataset import availability, data_digest
@@ -52,7 +51,7 @@ def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
 def all_datasets(data: Path, folders: list[Path]) -> tuple[list[str], dict[str, str]]:
     """Keys of the stream datasets whose data is on this machine, and of the others with the reason."""
     here, blocked = [], {}
-    for file in sorted({p.stem: p for f in [*folders, DATASETS] for p in f.glob("*.yaml")}.values()):
+    for file in sorted({path.stem: path for path in yaml_files("datasets", folders)}.values()):
         config = load_dataset_config(str(file), folders)
         if config.role == "stream":
             why_not = availability(config, data)

@@ -18,9 +18,8 @@ import yaml
 
 from bench.common.errors import UserError
 from bench.common.files import write_atomic
-from bench.common.paths import PROTOCOLS
 from bench.config.dotted import check_key, put
-from bench.config.files import load_protocol
+from bench.config.files import load_protocol, yaml_files
 from bench.config.schema import ProtocolConfig, Section, SuiteConfig
 from bench.plan.cell import Cell
 from bench.plan.grid import expand
@@ -203,7 +202,7 @@ def check_out(out: Path, base: str) -> None:
         raise UserError(f"--out {out}: name a .yaml file")
     if base.endswith((".yaml", ".yml")) and out.resolve() == Path(base).expanduser().resolve():
         raise UserError(f"--out {out}: is the protocol that is tuned; name another file")
-    if (PROTOCOLS / f"{out.stem}.yaml").exists():
+    if out.stem in {path.stem for path in yaml_files("protocols")}:
         raise UserError(
             f"--out {out}: {out.stem!r} is a preset's name, and tables would mix the two; name another file"
         )

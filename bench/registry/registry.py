@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, cast
 
 from bench.common.errors import UserError, unknown
-from bench.common.paths import ROOT
+from bench.common.installed import entry_points, leave_out, package_of
+from bench.common.paths import METHODS
 from bench.config.schema import HeadKind
 from bench.method import START, NamedMethod, Plugin, Rule, Start, Trainer, take_declared
 from bench.registry.resolved import Method, check_options
 from bench.registry.spelling import HEADS, SPELLING, Spelled
 
-ENTRY_POINTS = "clmerge.plugins"
 _of_entry_points: dict[str, list[type[Plugin] | NamedMethod]] = {}
 
 Trainer.key = "plain"  # the base class is plain training; it needs no plugin file
@@ -43,8 +43,8 @@ class Registry:
 
     @classmethod
     def load(cls, extra: Iterable[str | Path] = ()) -> Registry:
-        """Execute the plugin files of ``methods/``, ``CLMERGE_PLUGINS``, ``extra`` (folders or files) and the
-        installed packages' entry points.
+        """Execute the plugin files of ``methods/``, ``CLMERGE_PLUGINS``, ``extra`` (folders or files) and the modules
+        that installed packages name as ``clmerge.plugins``. A package whose module raises is left out, and said so.
 
         Raises:
             UserError: a folder is missing, a file raises (file and line are named), or a name is taken.
@@ -54,12 +54,8 @@ class Registry:
             files = sorted(p for p in place.glob("*.py") if not p.name.startswith("_")) if place.is_dir() else [place]
             for file in files:
                 registry._execute(file)
-        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-            take_declared()
-            entry.load()
-            # A module is executed once in the life of a process: what it declared then is kept for later registries.
-            things = _of_entry_points.setdefault(entry.value, list(take_declared()))
-            registry._add(things, f"entry point {entry.name}")
+        for entry in entry_points("plugins"):
+            registry._add(_declared_by(entry), package_of(entry))
         for named in registry.methods.values():
             registry._parse(named.spelling, f"method {named.key!r}")  # a wrong spelling is found at load, not at use
         return registry
@@ -239,13 +235,26 @@ class Registry:
         return None
 
 
+def _declared_by(entry: EntryPoint) -> list[type[Plugin] | NamedMethod]:
+    """What the module of an entry point declares; nothing where it cannot be imported."""
+    take_declared()
+    try:
+        entry.load()
+    except Exception as error:
+        take_declared()
+        leave_out(entry, f"{type(error).__name__}: {error}")
+        return []
+    # A module is executed once in the life of a process: what it declared then is kept for later registries.
+    return _of_entry_points.setdefault(entry.value, list(take_declared()))
+
+
 def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:
     """Absolute plugin folders and files, the shipped ones first.
 
     Raises:
         UserError: a place that is named but not there.
     """
-    places = [ROOT / "methods"]
+    places = [METHODS]
     named = [("--plugins", p) for p in extra]
     named += [("CLMERGE_PLUGINS", p) for p in filter(None, os.environ.get("CLMERGE_PLUGINS", "").split(os.pathsep))]
     for origin, text in named:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from bench.common.errors import unknown
-from bench.common.paths import ROOT
+from bench.common.paths import REPORTS
 from bench.config.files import read_yaml
 from bench.config.schema import Section, SuiteConfig
 from bench.method import Start
@@ -15,7 +15,7 @@ from bench.plan.grid import parse_seeds
 from bench.report import tables
 from bench.report.inference import contrasts
 
-PAPER_TABLES = ROOT / "reports" / "paper"
+PAPER_TABLES = REPORTS / "paper"
 
 
 class Columns(Section):

@@ -12,11 +12,11 @@ from typing import Literal
 from pydantic import Field
 
 from bench.common.errors import UserError, unknown
-from bench.common.paths import ROOT
+from bench.common.paths import REPORTS
 from bench.config.files import read_yaml
 from bench.config.schema import Section
 
-PUBLISHED = ROOT / "reports" / "published"
+PUBLISHED = REPORTS / "published"
 Metric = Literal["a_last", "avg_acc", "forgetting"]
 Confidence = Literal["table", "log", "note", "page", "page+note", "aggregator"]
 #: the sign that a printed value carries, and what it means
