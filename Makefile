@@ -11,7 +11,7 @@ GRID    = $(call flag,SUITE,suite) $(call flag,DATASETS,datasets) $(call flag,TA
 RUN     = $(GRID) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,EXECUTOR,executor) $(call flag,WORKERS,workers) \
           $(call flag,SHARD,shard) $(call flag,RERUN,rerun)
 
-.PHONY: setup bench plan tune report paper smoke test lint clean help
+.PHONY: setup bench plan tune report paper smoke test quick lint clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -54,6 +54,9 @@ lint: setup  ## ruff, mypy, and which folder may import which
 
 test: lint  ## lint, types and tests
 	@$(BIN)/python -m pytest
+
+quick: setup  ## the rules and the parts without torch, in under half a minute
+	@$(BIN)/python -m pytest -m unit $(wildcard tests/common) tests/config tests/method tests/plan tests/records tests/registry tests/rules
 
 clean:  ## delete .venv, results of runs, prepared data and generated reports (published results stay)
 	rm -rf $(VENV) results/runs results/cache results/ray results/smoke reports/out data/prepared .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,20 @@ from tests.helpers.toy import Golden
 torch.set_num_threads(1)  # the number of threads changes bits
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
+
+
+KINDS = ("unit", "run", "ray")
+OF_FOLDER = {"run": "run", "checks": "run", "commands": "run", "execute": "ray"}  #: tests elsewhere are unit tests
+TRAIN = {"stream", "backbone", "full_backbone", "live", "place", "ran"}  #: fixtures that train, or run the command
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test is of one kind: ``unit``, ``run`` (trains a model or runs the command) or ``ray`` (starts processes)."""
+    for item in items:
+        if not any(item.get_closest_marker(kind) for kind in KINDS):
+            uses = TRAIN & set(getattr(item, "fixturenames", ()))
+            folder = item.path.relative_to(Path(__file__).parent).parts[0]
+            item.add_marker(OF_FOLDER.get(folder, "run" if uses else "unit"))
 
 
 @pytest.fixture(scope="session")

@@ -28,9 +28,11 @@ class MappedImages:
 Images = torch.Tensor | MappedImages
 
 
-def images_on(device: str, array: np.ndarray) -> Images:
-    """The images of one split: a tensor on the device where that takes no more than half of its free memory."""
-    budget = torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else CPU_BUDGET
+def images_on(device: str, array: np.ndarray, cpu_budget: int = CPU_BUDGET) -> Images:
+    """The images of one split: a tensor on the device where that takes no more than half of its free memory, on a CPU
+    no more than ``cpu_budget`` bytes.
+    """
+    budget = torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else cpu_budget
     if array.nbytes > budget:
         return MappedImages(array, device)
     return torch.from_numpy(np.array(array)).to(device)

@@ -16,7 +16,7 @@ import pytest
 
 from bench.common.errors import UserError
 from bench.data.download import archive as archives
-from bench.data.download.archive import extract
+from bench.data.download.archive import Limits, extract
 
 GOOD = {"set/a.txt": b"one", "set/deep/b.bin": bytes(range(256)) * 40, "readme": b"two"}
 KINDS = ("d.zip", "d.tar", "d.tar.gz", "d.tgz")
@@ -74,11 +74,11 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def refused(archive: Path, folder: Path) -> str:
+def refused(archive: Path, folder: Path, limits: Limits = Limits()) -> str:
     """The line of the refusal; nothing but the older set may be there afterwards, in the folder or around it."""
     around = set(folder.parent.rglob("*"))
     with pytest.raises(UserError) as caught:
-        extract(archive, folder, {"set"})
+        extract(archive, folder, {"set"}, limits)
     assert set(folder.parent.rglob("*")) == around
     assert contents(folder) == {"set/old": b"old"}
     assert str(archive) in str(caught.value)
@@ -156,16 +156,17 @@ def test_links_and_devices_in_zips(tmp_path: Path, data: Path, kind: int) -> Non
     assert ("link" if kind == stat.S_IFLNK else "device") in line
 
 
-def test_bombs(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MAX_SMALL_BYTES", 1 << 20)
+def test_bombs(tmp_path: Path, data: Path) -> None:
+    small = Limits(members=10, small_bytes=1 << 20)
     zeros = {"set/zeros": bytes(8 << 20)}
     for name in ("d.zip", "d.tar.gz"):
         archive = packed(tmp_path / name, zeros)
         assert archive.stat().st_size < 10_000
-        assert "bomb" in refused(archive, data)
-    monkeypatch.setattr(archives, "MAX_MEMBERS", 10)
+        assert "bomb" in refused(archive, data, small)
     for name in ("d.zip", "d.tar.gz"):
-        assert "more than 10 members" in refused(packed(tmp_path / name, {f"set/{i}": b"" for i in range(11)}), data)
+        assert "more than 10 members" in refused(
+            packed(tmp_path / name, {f"set/{i}": b"" for i in range(11)}), data, small
+        )
 
 
 def test_a_size_that_is_a_lie(tmp_path: Path, data: Path) -> None:

@@ -151,13 +151,13 @@ def test_images_labels_and_record_of_a_listing(tmp_path: Path, made: Path, capfd
     assert capfd.readouterr() == ("", "")
 
 
-def test_bytes_do_not_depend_on_the_number_of_processes(
-    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", 2 * 3 * 16 * 16)  # two images a job
+def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, made: Path) -> None:
+    two_images = 2 * 3 * 16 * 16
     keep = stored(described(), SHOWN)
     for workers in (1, 3):
-        prepare.prepare(listing(made), described(), keep, tmp_path / str(workers), workers=workers)
+        prepare.prepare(
+            listing(made), described(), keep, tmp_path / str(workers), workers=workers, block_bytes=two_images
+        )
     for name in ("meta.json", *(f"{array}.npy" for array in prepare.ARRAYS)):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 

@@ -170,7 +170,6 @@ def merging_second(results: Path, job_differs_from: str = "") -> str:
 
 
 # ---- with Ray: every process imports torch, so there are as few as show what is to be shown ----------------------------
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ray_equals_local_and_outlives_dying_workers(tmp_path: Path, plugins: Path) -> None:
     methods = "finetune probe@previous"
@@ -198,7 +197,6 @@ def test_ray_equals_local_and_outlives_dying_workers(tmp_path: Path, plugins: Pa
     assert len(list((tmp_path / "ray" / "ray").glob("*/log.txt"))) == 1  # kept, since a cell failed
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_interrupted_and_killed_runs_leave_nothing_and_go_on(tmp_path: Path, plugins: Path) -> None:
     methods, seeds, results = "probe@previous", "1", tmp_path / "results"

@@ -291,6 +291,7 @@ def test_the_protocol_that_is_tuned_is_not_overwritten(tmp_path: Path) -> None:
         check_out(Path(file), file)
 
 
+@pytest.mark.run
 def test_tune_then_run(tmp_path: Path) -> None:
     base, out, results = written(tmp_path, "quick", QUICK), tmp_path / "tuned.yaml", tmp_path / "results"
     grid = ["--datasets", "digits", "--tasks", "2", "--methods", "finetune linear_probe", "--executor", "local"]

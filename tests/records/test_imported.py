@@ -55,6 +55,7 @@ def test_every_rounding_of_every_count_is_read_back(correct: int, decimals: int)
     assert abs(got - correct) <= (1 if decimals == 0 else 0)  # whole percents of 200 images: two counts share one
 
 
+@pytest.mark.run
 def test_imported_rows_stand_in_the_tables_with_mark_and_footnote(tmp_path: Path) -> None:
     file = write(tmp_path / "l2p.yaml")
     done = clmerge("import", str(file), results=tmp_path / "results")

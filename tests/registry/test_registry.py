@@ -160,6 +160,7 @@ def test_code_hashes_follow_code_and_not_words(tmp_path: Path) -> None:
     assert code_of_modules("run/train.py") != code_of_modules("data/stream.py")
 
 
+@pytest.mark.run
 def test_importing_changes_no_global_state_and_the_fast_path_loads_no_torch() -> None:
     code = (
         "import os, random, sys, numpy, rich.style\n"  # rich draws random numbers when it is imported

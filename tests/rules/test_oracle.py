@@ -155,6 +155,7 @@ def test_held_out_streams_train_on_the_rest_and_test_on_the_test_set(digits: Dat
         assert not set(h.train.tolist()) & set(h.val.tolist())
 
 
+@pytest.mark.run
 def test_oracles_run_to_a_record_that_says_what_they_are_and_gained(tmp_path: Path) -> None:
     suite = SuiteConfig(
         key="t", protocol="embedded", datasets=["digits"], tasks=[2], seeds="1", eval_split="test_heldout",

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from bench.config.files import load_dataset_config, shown_image
 from bench.config.schema import AugmentConfig, ProtocolConfig, TrainConfig
-from bench.data import images as images_module
 from bench.data.dataset import Dataset
 from bench.data.images import MappedImages, images_on
 from bench.data.stream import Stream
@@ -93,12 +92,9 @@ def test_augmented_training_is_repeatable_and_another_one(
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_images_that_do_not_fit_are_read_from_their_map_and_are_the_same(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_do_not_fit_are_read_from_their_map_and_are_the_same(digits: Dataset) -> None:
     near = images_on("cpu", digits.train_images)
-    monkeypatch.setattr(images_module, "CPU_BUDGET", digits.train_images.nbytes - 1)
-    far = images_on("cpu", digits.train_images)
+    far = images_on("cpu", digits.train_images, cpu_budget=digits.train_images.nbytes - 1)
     assert isinstance(near, torch.Tensor)
     assert isinstance(far, MappedImages)
     assert len(far) == len(near)

@@ -22,9 +22,6 @@ from typing import IO, NamedTuple
 from bench.common.errors import UserError
 
 TARS = (".tar", ".tar.gz", ".tgz")
-MAX_MEMBERS = 500_000  # the largest that we know has 175,000
-MAX_RATIO = 20  # extracted to packed bytes; of images it is nearly 1
-MAX_SMALL_BYTES = 64 << 20  # always allowed: text packs better than that
 BLOCK_BYTES = 1 << 20
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, BadGzipFile, zlib.error, EOFError, ValueError, NotImplementedError)
 
@@ -42,13 +39,22 @@ class _Refused(Exception):
     """What about a member or the archive is not accepted."""
 
 
-def extract(archive: Path, folder: Path, replaceable: Collection[str] = ()) -> list[str]:
+class Limits(NamedTuple):
+    """What an archive may become; more is taken for a bomb."""
+
+    members: int = 500_000  #: the largest that we know has 175,000
+    ratio: int = 20  #: extracted to packed bytes; of images it is nearly 1
+    small_bytes: int = 64 << 20  #: always allowed: text packs better than that
+
+
+def extract(archive: Path, folder: Path, replaceable: Collection[str] = (), limits: Limits = Limits()) -> list[str]:
     """Extract a zip or tar file of regular files and folders; permissions, owners and dates are not taken over.
 
     Args:
         archive: its checksum has been looked at by the caller.
         folder: what the names in the archive are relative to; made where it is not there.
         replaceable: names in ``folder`` that may be replaced. Others are a user's own.
+        limits: how much may come out of it.
 
     Returns:
         The names that it put into ``folder``.
@@ -67,7 +73,7 @@ def extract(archive: Path, folder: Path, replaceable: Collection[str] = ()) -> l
         new.mkdir()
         old.mkdir()
         try:
-            _extract_into(archive, new)
+            _extract_into(archive, new, limits)
         except _Refused as reason:
             raise UserError(f"{archive}: {reason}; it is not extracted") from None
         except DAMAGED as error:
@@ -105,14 +111,14 @@ def _swap(names: list[str], new: Path, folder: Path, old: Path) -> None:
         raise
 
 
-def _extract_into(archive: Path, folder: Path) -> None:
+def _extract_into(archive: Path, folder: Path, limits: Limits) -> None:
     packed = archive.stat().st_size
-    most, total = packed * MAX_RATIO + MAX_SMALL_BYTES, 0
+    most, total = packed * limits.ratio + limits.small_bytes, 0
     with ExitStack() as stack:
         for count, member in enumerate(_members(archive, stack), 1):
             path = folder.joinpath(*_parts(member.name))
-            if count > MAX_MEMBERS:
-                raise _Refused(f"more than {MAX_MEMBERS} members")
+            if count > limits.members:
+                raise _Refused(f"more than {limits.members} members")
             total += member.size
             if total > most:
                 raise _Refused(f"{packed} bytes that become more than {most}: an archive bomb?")

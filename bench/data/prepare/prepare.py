@@ -31,7 +31,13 @@ FEW = 256  # so many images are decoded before other processes have started
 
 
 def prepare(
-    source: Arrays | Listing, config: DatasetConfig, stored: Stored, folder: Path, files: str = "", workers: int = 0
+    source: Arrays | Listing,
+    config: DatasetConfig,
+    stored: Stored,
+    folder: Path,
+    files: str = "",
+    workers: int = 0,
+    block_bytes: int = BLOCK_BYTES,
 ) -> None:
     """Write the dataset beside ``folder``, then rename; whatever goes wrong, what was there before stays as it was.
 
@@ -57,7 +63,7 @@ def prepare(
                 temporary / f"{split}_images.npy", mode="w+", dtype=np.uint8, shape=(len(labels), *shape)
             )
         if isinstance(source, Listing):
-            seen = _decode_all(config, source, stored, temporary, workers)
+            seen = _decode_all(config, source, stored, temporary, workers, block_bytes)
         else:
             seen = _copy_all(source, stored, temporary)
         meta = {
@@ -134,7 +140,9 @@ def _copy_all(source: Arrays, stored: Stored, folder: Path) -> np.ndarray:
     return np.array(seen, dtype=f"S{DIGEST_BYTES}")
 
 
-def _decode_all(config: DatasetConfig, source: Listing, stored: Stored, folder: Path, workers: int) -> np.ndarray:
+def _decode_all(
+    config: DatasetConfig, source: Listing, stored: Stored, folder: Path, workers: int, block_bytes: int
+) -> np.ndarray:
     """Decode all files and write them.
 
     Returns:
@@ -144,7 +152,7 @@ def _decode_all(config: DatasetConfig, source: Listing, stored: Stored, folder: 
         UserError: some cannot be read.
     """
     size = config.image.channels * stored.side**2
-    step = max(1, min(64, BLOCK_BYTES // size))
+    step = max(1, min(64, block_bytes // size))
     jobs = []
     for split, files in (("train", source.train_files), ("test", source.test_files)):
         out = folder / f"{split}_images.npy"
