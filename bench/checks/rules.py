@@ -19,6 +19,7 @@ from bench.checks.subject import (
 )
 from bench.checks.world import World, merges
 from bench.common.errors import UserError
+from bench.method.protect import ChangedInPlaceError
 from bench.method.recorded import Recording, merge_stream
 from bench.method.weights import Weights
 from bench.run.live_task import LiveTask
@@ -125,7 +126,7 @@ def layout(subject: Subject) -> str | None:
     theta_0 = wide(worlds.lora.backbone.pretrained)
     try:
         same_layout([t.served for t in merge_stream(subject.rule(), theta_0, known, start)], theta_0, "float64")
-    except UserError as why:
+    except (UserError, ChangedInPlaceError) as why:  # the latter is told by the check of inputs
         return f"float64 not tried: {why}"
     return None
 

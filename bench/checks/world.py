@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from bench.common.cache import Store
 from bench.config.schema import ImageConfig, ProtocolConfig
 from bench.data.dataset import Dataset
 from bench.data.stream import Stream, TaskData
-from bench.method import Rule, Start, Task, Trainer
+from bench.method import Rule, Start, Trainer
+from bench.method.chain import Chain, check_finite
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.model.heads import Head
@@ -251,26 +252,42 @@ def merges(
         seed: of the global generators during a merge (no merge should depend on it).
         moved: filled with the names of the global generators that a merge drew from.
     """
-    theta_0 = world.backbone.pretrained.detach()
-    rule.begin(theta_0)
-    served = previous = theta_0
-    for t in range(1, len(track.models) + 1):
-        begun = {"pretrained": theta_0, "previous": previous, "merged": served}[start]
-        task = world.task(track, t, begun, served, theta_0)
-        with global_seed(1000 * seed + t) as drawn:
-            served = _merged(rule, cast(Any, wrap(task)))
+    chain = _Watched(rule, start, world.backbone.pretrained.detach(), seed, wrap)
+    for task in chain.tasks(range(1, len(track.models) + 1), partial(_task_of, chain, world, track)):
         if moved is not None:
-            moved += drawn
-        yield task, served
-        served, previous = served.detach(), task.trained
-        rule = between(rule)
+            moved += chain.moved
+        yield task, chain.answer
+        chain.rule = between(chain.rule)
 
 
-def _merged(rule: Rule, task: Task) -> Weights:
-    served = rule.merge(task)
-    if not isinstance(served, Weights):
-        raise TypeError(f"merge gives a {type(served).__name__}, not Weights")
-    return served
+class _Watched(Chain):
+    """The loop under the kit's eyes: the checks say in words of their own what is written into or not finite."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        start: Start,
+        theta_0: Weights,
+        seed: int,
+        wrap: Callable[[LiveTask], Any],
+        trainer: Any = None,
+    ) -> None:
+        super().__init__(rule, start, theta_0, trainer)
+        self.seed, self.wrap = seed, wrap
+
+    def merge(self, task: LiveTask) -> Weights:
+        """A copy of the answer, which is kept as it was given."""
+        with global_seed(1000 * self.seed + task.t) as self.moved:
+            self.answer = self.ask(self.wrap(task))
+        served = self.answer.detach()
+        if self.trainer is not None:
+            check_finite(self.rule, served, task.t)
+            self.trainer.learnt(task.for_trainer())
+        return served
+
+
+def _task_of(chain: Chain, world: World, track: Track, t: int, start: Weights) -> LiveTask:
+    return world.task(track, t, start, chain.served, chain.pretrained)
 
 
 @dataclass
@@ -300,37 +317,29 @@ def run(
         between: applied to trainer and rule at each task boundary.
     """
     stream = world.stream(tuple(range(min(2, len(world.tasks)))))
-    theta_0 = world.backbone.pretrained.detach()
     trainer, rule = method.build()
-    trainer.begin(theta_0)
-    rule.begin(theta_0)
+    chain = _Watched(rule, method.start, world.backbone.pretrained.detach(), seed, lambda task: task, trainer)
     left = Run(trainer, rule, [], [], True)
-    served = trained = theta_0
     heads: list[Head] = []
-    for current in stream.tasks if trainer.data == "current" else stream.tasks[-1:]:
-        start = {"pretrained": theta_0, "previous": trained, "merged": served}[method.start]
+    bits: list[str] = []
+
+    def learn(current: TaskData, start: Weights) -> LiveTask:
         seen = stream.tasks[: current.t] if trainer.data == "seen" else [current]
         with global_seed(1000 * seed + current.t):
-            learnt = world.learn(stream, seen, trainer, start, rule.record)
-            trained, heads = learnt.weights.detach(), [*heads, *map(_copy, learnt.heads)]
-            track = Track(
-                stream,
-                tuple(
-                    TaskModel(trained, head, learnt.recorded, task)
-                    for head, task in zip(heads, stream.tasks[: current.t], strict=True)
-                ),
-            )
-            task = world.task(track, current.t, start, served, theta_0)
-            bits = _heads(heads)
-            served = _merged(rule, task).detach()
-            if not bool(torch.isfinite(served.vector).all()):
-                raise FloatingPointError(f"non-finite weights are served after task {current.t}")
-            trainer.learnt(replace(task, data="labelled"))
-        left.trained.append(trained)
-        left.served.append(served)
+            learnt = world.learn(stream, seen, left.trainer, start, rule.record)
+        left.trained.append(learnt.weights.detach())
+        heads.extend(map(_copy, learnt.heads))
+        bits[:] = _heads(heads)
+        models = (
+            TaskModel(left.trained[-1], head, learnt.recorded, task)
+            for head, task in zip(heads, stream.tasks[: current.t], strict=True)
+        )
+        return world.task(Track(stream, tuple(models)), current.t, start, chain.served, chain.pretrained)
+
+    for _ in chain.tasks(stream.tasks if trainer.data == "current" else stream.tasks[-1:], learn):
+        left.served.append(chain.served)
         left.untouched &= bits == _heads(heads)
-        trainer, rule = between(trainer), between(rule)
-    left.trainer, left.rule = trainer, rule
+        chain.trainer, chain.rule = left.trainer, left.rule = between(left.trainer), between(left.rule)
     left.untouched &= world.intact()
     return left
 

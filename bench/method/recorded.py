@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bench.common.errors import UserError
 from bench.common.seeds import numpy_rng
 from bench.method.api import Gram, Rule, Start
+from bench.method.chain import Chain
 from bench.method.weights import Weights
 
 
@@ -123,21 +123,21 @@ def merge_stream(
     Raises:
         UserError: the rule needs a statistic that was not given, or images.
         FloatingPointError: the rule served non-finite weights.
+        ChangedInPlaceError: the rule wrote into what it was handed.
     """
-    rule.begin(pretrained)
-    served = previous = pretrained
-    for t, known in enumerate(tasks, 1):
-        begun = known.start or {"pretrained": pretrained, "previous": previous, "merged": served}[start]
-        task = RecordedTask(
-            t, pretrained, begun, served, known.trained, known.recorded, known.fishers, known.fishers_elsewhere,
-            known.grams, seed,
+    chain = Chain(rule, start, pretrained)
+
+    def recorded(numbered: tuple[int, Recording], start: Weights) -> RecordedTask:
+        t, known = numbered
+        return RecordedTask(
+            t, pretrained, known.start or start, chain.served, known.trained, known.recorded, known.fishers,
+            known.fishers_elsewhere, known.grams, seed,
         )  # fmt: skip
-        task.served = served = rule.merge(task)
-        if not bool(torch.isfinite(served.vector.sum(dtype=torch.float64))):  # one pass, no copy
-            raise FloatingPointError(f"rule {rule.key} served non-finite weights after task {t}")
-        if start == "previous":  # else nothing of it is needed any more
-            previous = known.trained
+
+    for task in chain.tasks(enumerate(tasks, 1), recorded):
+        task.served = chain.served
         yield task
+        del task
 
 
 def merge_recorded(

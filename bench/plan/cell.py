@@ -14,6 +14,7 @@ from bench.common.errors import UserError
 from bench.config.schema import DatasetConfig, ProtocolConfig, Section
 from bench.data.class_order import boundaries, class_order
 from bench.data.dataset import prepared_key
+from bench.method.chain import begins
 from bench.model.class_rows import rows_digest
 from bench.model.pretrained_files import weights_digest
 from bench.registry.code_hash import code_of_class, code_of_modules
@@ -27,7 +28,7 @@ TRAINING_CODE = (
 
 
 MERGING_CODE = (
-    "run/workbench.py", "run/write_record.py", "run/cell.py", "method/recorded.py", "run/live_task.py",
+    "run/workbench.py", "run/cell.py", "method/chain.py", "method/recorded.py", "run/live_task.py",
     "run/statistics.py", "run/evaluate.py", "run/classifiers.py", "method/carried.py", "run/task_models.py",
     "plan/replayed.py",
 )  # fmt: skip
@@ -173,14 +174,14 @@ class Cell:
         joint = self.method.trainer.data == "seen"
         for t in self.trained_tasks:
             classes = order[: borders[t - 1]] if joint or t == 1 else order[borders[t - 2] : borders[t - 1]]
-            begins = {"pretrained": "pretrained", "previous": parent, "merged": served}[self.method.start]
+            begun = begins(self.method.start, "pretrained", parent, served)
             # A joint training's heads have the tasks' borders; any other sees nothing of the stream but its classes.
             keys[t] = key_of(
                 "train",
                 base,
                 classes,
                 borders if joint else None,
-                begins,
+                begun,
                 [parent, *memory] if memory and t > 1 else None,
             )
             parent = keys[t]

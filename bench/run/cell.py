@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +15,18 @@ import psutil
 import torch
 
 from bench.data.stream import Stream, TaskData
-from bench.method import Rule, Trainer
+from bench.method import Rule
 from bench.method.carried import nbytes
+from bench.method.chain import Chain
+from bench.method.protect import unchanged
 from bench.method.weights import Weights
-from bench.model.backbone import Backbone
-from bench.model.heads import Head, concatenate
+from bench.model.heads import concatenate
 from bench.plan.cell import Cell
-from bench.plan.replayed import ReplayCell
 from bench.run.classifiers import Serving, serving_of
 from bench.run.evaluate import count, training_features
+from bench.run.keep_weights import keep_config, keep_task
 from bench.run.live_task import LiveTask
 from bench.run.resume import Heartbeat, Progress, SoFar, resume, save
-from bench.run.task_models import given_model, given_start, keep_config, keep_task
-from bench.run.train import Learnt, train
 from bench.run.workbench import Workbench, threads
 from bench.run.write_record import write_failed, write_record
 
@@ -47,6 +47,7 @@ def run_cell(cell: Cell, bench: Workbench, job: str = "", progress: Progress = l
         with threads(cell.protocol.threads):
             record = _run(cell, bench, folder, beat)
     except Exception as error:
+        bench.drop_backbone()  # the plugin may have written into theta_0 before it failed
         where = "".join(traceback.format_exception(error)[-4:]).strip()
         told = {"type": type(error).__name__, "message": str(error), "where": where, "attempts": beat.attempts}
         return write_failed(cell, folder, told)
@@ -54,129 +55,117 @@ def run_cell(cell: Cell, bench: Workbench, job: str = "", progress: Progress = l
 
 
 def _run(cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> dict[str, Any]:
-    began, stream, backbone = time.perf_counter(), bench.stream(cell), bench.backbone(cell)
-    cell = replace(cell, data_digest=stream.digest)
-    trainer, rule = cell.method.build()
-    theta_0 = backbone.pretrained
-    trainer.begin(theta_0)
-    rule.begin(theta_0)
-    serving = serving_of(cell.protocol, backbone.dim, backbone.device, cell.run_seed)
-    resumed = resume(cell, folder, trainer, rule, serving, theta_0)
-    so_far, served, trained = resumed or (SoFar(), theta_0, theta_0)
-    wall_before = so_far.wall_s
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    run = _Run(cell, bench, folder, beat)
+    for task in run.chain.tasks(run.tasks_to_train(), run.learn):
+        run.evaluate(task)
+        run.record(task)
+    return run.finish()
 
-    for current in stream.tasks[len(so_far.counts) :]:
-        if current.t not in cell.trained_tasks:
-            _absent(so_far)
-            continue
-        beat("training", current.t)
-        joint = trainer.data == "seen"
-        start = {"pretrained": theta_0, "previous": trained, "merged": served}[cell.method.start]
-        if isinstance(cell, ReplayCell):
-            start, learnt, spent = (
-                given_start(cell, backbone, current.t, start),
-                given_model(cell, backbone, current.t),
-                0.0,
-            )
-        else:
-            learnt, spent = _train_or_load(cell, bench, stream, backbone, current, trainer, start, rule.record)
-        trained = learnt.weights
-        so_far.heads = learnt.heads if joint else [*so_far.heads, *learnt.heads]
+
+class _Run:
+    """One cell on its way through the stream: what its loop calls, in this order."""
+
+    def __init__(self, cell: Cell, bench: Workbench, folder: Path, beat: Heartbeat) -> None:
+        self.began, self.bench, self.folder, self.beat = time.perf_counter(), bench, folder, beat
+        self.stream, self.backbone = bench.stream(cell), bench.backbone(cell)
+        self.cell = cell = replace(cell, data_digest=self.stream.digest)
+        self.trainer, self.rule = cell.method.build()
+        self.chain = Chain(self.rule, cell.method.start, self.backbone.pretrained, self.trainer)
+        self.models = bench.models(cell, self.trainer, self.rule.record)
+        self.serving = serving_of(cell.protocol, self.backbone.dim, self.backbone.device, cell.run_seed)
+        self.so_far = SoFar()
+        resumed = resume(cell, folder, self.trainer, self.rule, self.serving, self.backbone.pretrained)
+        if resumed is not None:
+            self.so_far, self.chain.served, self.chain.previous = resumed
+        self.wall_before = self.so_far.wall_s
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    @property
+    def joint(self) -> bool:
+        """Whether the trainer sees all tasks, and is trained at the last one alone."""
+        return self.trainer.data == "seen"
+
+    def tasks_to_train(self) -> Iterator[TaskData]:
+        """Those that are not finished yet; one after which nothing is trained leaves a row that does not exist."""
+        for current in self.stream.tasks[len(self.so_far.counts) :]:
+            if current.t in self.cell.trained_tasks:
+                yield current
+            else:
+                _absent(self.so_far)
+
+    def learn(self, current: TaskData, start: Weights) -> LiveTask:
+        """Task t, trained from there (or taken from where its model lies), as the rule sees it."""
+        self.beat("training", current.t)
+        with unchanged(f"trainer {self.trainer.key}", {"what is served": self.chain.served}):
+            self.model = self.models.of(current, start)
+        learnt, so_far = self.model.learnt, self.so_far
+        so_far.heads = learnt.heads if self.joint else [*so_far.heads, *learnt.heads]
         so_far.peak_mb = max(so_far.peak_mb, _memory_mb())
-
-        beat("merging", current.t)
-        task = LiveTask(
-            data=rule.data, stream=stream, current=current, backbone=backbone, protocol=cell.protocol,
-            heads=so_far.heads, run_seed=cell.run_seed, store=bench.store, pretrained=theta_0, start=start,
-            served=served, trained=trained, recorded=learnt.recorded,
+        self.beat("merging", current.t)
+        return LiveTask(
+            data=self.rule.data, stream=self.stream, current=current, backbone=self.backbone,
+            protocol=self.cell.protocol, heads=so_far.heads, run_seed=self.cell.run_seed, store=self.bench.store,
+            pretrained=self.chain.pretrained, start=self.model.start, served=self.chain.served,
+            trained=learnt.weights, recorded=learnt.recorded,
         )  # fmt: skip
-        clock = time.perf_counter()
-        served = rule.merge(task).detach()
-        trainer.learnt(replace(task, data="labelled", scalars=task.scalars, seconds=task.seconds))
-        merged = time.perf_counter() - clock - task.seconds["spent"] + task.seconds["statistics"]
-        if not bool(torch.isfinite(served.vector).all()):
-            raise FloatingPointError(f"rule {rule.key} served non-finite weights after task {current.t}")
-        so_far.peak_mb = max(so_far.peak_mb, _memory_mb())
 
-        beat("evaluating", current.t)
-        clock = time.perf_counter()
-        told = serving.fit(
-            stream.tasks[: current.t] if joint else [current], learnt.heads,
-            partial(training_features, backbone, served, stream, cell.protocol.eval_batch), trainer.softmax,
+    def evaluate(self, task: LiveTask) -> None:
+        """Fit the classifier to the served model, predict, count."""
+        self.so_far.peak_mb = max(self.so_far.peak_mb, _memory_mb())
+        self.beat("evaluating", task.t)
+        served, clock = self.chain.served, time.perf_counter()
+        self.fit_scalars = self.serving.fit(
+            self.stream.tasks[: task.t] if self.joint else [task.current], self.model.learnt.heads,
+            partial(training_features, self.backbone, served, self.stream, self.cell.protocol.eval_batch),
+            self.trainer.softmax,
         )  # fmt: skip
-        fitted, clock = time.perf_counter() - clock, time.perf_counter()
-        _evaluate(cell, bench, stream, current, rule, served, trained, serving, so_far)
-        carried = nbytes(trainer) + nbytes(rule) + serving.carried
-        if cell.method.start == "previous" and not torch.equal(served.vector, trained.vector):
-            carried += trained.nbytes
+        self.head_s, clock = time.perf_counter() - clock, time.perf_counter()
+        _evaluate(
+            self.cell, self.bench, self.stream, task.current, self.rule, served, task.trained, self.serving, self.so_far
+        )
+        self.eval_s = time.perf_counter() - clock
+
+    def record(self, task: LiveTask) -> None:
+        """Note what task t gave and cost, and save all that a resumed run goes on from."""
+        so_far, learnt, served = self.so_far, self.model.learnt, self.chain.served
+        carried = nbytes(self.trainer) + nbytes(self.rule) + self.serving.carried
+        if self.cell.method.start == "previous" and not torch.equal(served.vector, task.trained.vector):
+            carried += task.trained.nbytes
         so_far.carried_bytes = max(so_far.carried_bytes, carried)
-        so_far.carried_image_bytes = max(so_far.carried_image_bytes, nbytes(rule, images=True))
+        so_far.carried_image_bytes = max(so_far.carried_image_bytes, nbytes(self.rule, images=True))
         so_far.tasks.append(
             {
-                "t": current.t,
-                "classes": list(current.classes),
+                "t": task.t,
+                "classes": list(task.current.classes),
                 "onset": learnt.onset,
-                "scalars": task.scalars | told,
+                "scalars": task.scalars | self.fit_scalars,
                 "seconds": {
                     "train_alone": learnt.seconds,
-                    "train_spent": spent,
+                    "train_spent": self.model.spent,
                     "statistics": task.seconds["statistics"],
-                    "merge": merged,
-                    "head": fitted,
-                    "eval": time.perf_counter() - clock,
+                    "merge": self.chain.seconds - task.seconds["spent"] + task.seconds["statistics"],
+                    "head": self.head_s,
+                    "eval": self.eval_s,
                 },
                 "opt_steps": learnt.steps,
-                "trained_digest": trained.digest(),
+                "trained_digest": task.trained.digest(),
                 "served_digest": served.digest(),
             }
         )
-        if cell.request.get("keep_weights"):
-            kept_start = start if cell.method.start == "merged" else None
-            keep_task(folder / "weights", backbone, current.t, learnt, kept_start, served)
-        so_far.wall_s = wall_before + time.perf_counter() - began
-        if current.t < cell.n_tasks:
-            save(cell, folder, trainer, rule, serving, so_far, served, trained)
-            beat("finished", current.t, finished=current.t)
-    if cell.request.get("keep_weights"):
-        keep_config(folder / "weights", cell, [list(task.classes) for task in stream.tasks])
-    return write_record(cell, folder, stream, so_far)
+        if self.cell.request.get("keep_weights"):
+            start = self.model.start if self.cell.method.start == "merged" else None
+            keep_task(self.folder / "weights", self.backbone, task.t, learnt, start, served)
+        so_far.wall_s = self.wall_before + time.perf_counter() - self.began
+        if task.t < self.cell.n_tasks:
+            save(self.cell, self.folder, self.trainer, self.rule, self.serving, so_far, served, task.trained)
+            self.beat("finished", task.t, finished=task.t)
 
-
-def _train_or_load(
-    cell: Cell, bench: Workbench, stream: Stream, backbone: Backbone, current: TaskData, trainer: Trainer,
-    start: Weights, record: tuple[str, ...],
-) -> tuple[Learnt, float]:  # fmt: skip
-    """theta*_t, from the store where it is there with the by-products asked for; and the seconds spent just now."""
-    key = cell.train_keys[current.t]
-    kept = bench.store.load("train", key)
-    if kept is not None and set(record) <= set(kept[1]["record"]):
-        tensors, header = kept
-        dense = {
-            k: Weights(v.to(backbone.device), start.layout) for k, v in tensors.items() if not k.startswith("head")
-        }
-        heads = [Head.of(tensors, backbone.device, f"head.{i}.") for i in range(header["heads"])]
-        recorded = {k: [dense[f"{k}.{i}"].to("cpu") for i in range(n)] for k, n in header["recorded"].items()}
-        return Learnt(dense["weights"], heads, header["steps"], header["seconds"], header["onset"], recorded), 0.0
-    if kept is not None:  # by-products that others have asked for stay, lest two rules undo each other's in turn
-        kinds = {wish.partition(":")[0] for wish in record}
-        record = (*record, *(wish for wish in kept[1]["record"] if wish.partition(":")[0] not in kinds))
-    tasks = stream.tasks[: current.t] if trainer.data == "seen" else [current]
-    learnt = train(backbone, stream, tasks, trainer, start, cell.protocol, cell.run_seed, record)
-    # A task that began at merged weights is nobody else's: only the first one, begun at theta_0, is worth keeping.
-    if cell.chain_is_shared or current.t == 1:
-        tensors = {"weights": learnt.weights.vector}
-        for i, head in enumerate(learnt.heads):
-            tensors |= head.tensors(f"head.{i}.")
-        for kind, copies in learnt.recorded.items():
-            tensors |= {f"{kind}.{i}": w.vector for i, w in enumerate(copies)}
-        header = {
-            "record": list(record), "recorded": {k: len(v) for k, v in learnt.recorded.items()},
-            "heads": len(learnt.heads), "steps": learnt.steps, "seconds": learnt.seconds, "onset": learnt.onset,
-        }  # fmt: skip
-        bench.store.save("train", key, tensors, header)
-    return learnt, learnt.seconds
+    def finish(self) -> dict[str, Any]:
+        """The record, on disk."""
+        if self.cell.request.get("keep_weights"):
+            keep_config(self.folder / "weights", self.cell, [list(task.classes) for task in self.stream.tasks])
+        return write_record(self.cell, self.folder, self.stream, self.so_far)
 
 
 def _evaluate(

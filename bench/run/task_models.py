@@ -1,25 +1,144 @@
-"""Task models from a replay folder, and a run's own written into one."""
+"""Where theta*_t comes from: trained here (or in the cache already), or given in a replay folder."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.common.cache import Store
 from bench.common.errors import UserError
-from bench.common.files import save_plain, write_atomic
 from bench.config.files import shown_image
+from bench.data.stream import Stream, TaskData
+from bench.method import Trainer
+from bench.method.protect import unchanged
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.model.heads import Head
 from bench.offline.checkpoints import fold_adapter
 from bench.plan.cell import Cell
 from bench.plan.replayed import ReplayCell
-from bench.run.train import Learnt
+from bench.run.train import Learnt, train
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """theta*_t as the loop over the stream takes it."""
+
+    start: Weights  #: where training began
+    learnt: Learnt  #: theta*_t, heads, by-products
+    spent: float  #: seconds of training just now; 0 where it lay in the cache or was given
+
+
+class TaskModels(Protocol):
+    """The source of a cell's task models; one instance a run of the cell."""
+
+    def __init__(
+        self, cell: Cell, store: Store, stream: Stream, backbone: Backbone, trainer: Trainer, record: tuple[str, ...]
+    ) -> None:
+        """``trainer`` has begun; ``record`` are the by-products that the rule wants."""
+        ...
+
+    @staticmethod
+    def backbone(cell: Cell, device: str) -> Backbone:
+        """The pretrained model that the task models belong to."""
+        ...
+
+    def of(self, current: TaskData, start: Weights) -> TaskModel:
+        """theta*_t, begun where the start policy says, unless the source knows better.
+
+        Raises:
+            FloatingPointError: training diverged.
+            ChangedInPlaceError: the trainer wrote into what it was handed; nothing of that training is kept.
+            UserError: a given file is not what it should be.
+        """
+        ...
+
+
+class TrainedHere:
+    """Trained in this process, or before with the same recipe."""
+
+    def __init__(
+        self, cell: Cell, store: Store, stream: Stream, backbone: Backbone, trainer: Trainer, record: tuple[str, ...]
+    ) -> None:
+        self._cell, self._store, self._stream = cell, store, stream
+        self._backbone, self._trainer, self._record = backbone, trainer, record
+
+    @staticmethod
+    def backbone(cell: Cell, device: str) -> Backbone:
+        """From the protocol's file of weights."""
+        return Backbone(cell.protocol, shown_image(cell.protocol, cell.dataset), device)
+
+    def of(self, current: TaskData, start: Weights) -> TaskModel:
+        """Out of the cache where it is there with the by-products asked for, else trained, and kept for others."""
+        record, kept = self._record, self._store.load("train", self._cell.train_keys[current.t])
+        if kept is not None and set(record) <= set(kept[1]["record"]):
+            return TaskModel(start, self._read(*kept, start), 0.0)
+        if kept is not None:  # by-products that others have asked for stay, lest two rules undo each other's in turn
+            kinds = {wish.partition(":")[0] for wish in record}
+            record = (*record, *(wish for wish in kept[1]["record"] if wish.partition(":")[0] not in kinds))
+        with unchanged(f"trainer {self._trainer.key}", {"start": start, "self.pretrained": self._backbone.pretrained}):
+            learnt = self._train(current, start, record)
+        # A task that began at merged weights is nobody else's: only the first one, begun at theta_0, is worth keeping.
+        if self._cell.chain_is_shared or current.t == 1:
+            self._keep(current, learnt, record)
+        return TaskModel(start, learnt, learnt.seconds)
+
+    def _train(self, current: TaskData, start: Weights, record: tuple[str, ...]) -> Learnt:
+        cell, trainer = self._cell, self._trainer
+        tasks = self._stream.tasks[: current.t] if trainer.data == "seen" else [current]
+        return train(self._backbone, self._stream, tasks, trainer, start, cell.protocol, cell.run_seed, record)
+
+    def _read(self, tensors: dict[str, Tensor], header: dict[str, Any], start: Weights) -> Learnt:
+        device = self._backbone.device
+        dense = {k: Weights(v.to(device), start.layout) for k, v in tensors.items() if not k.startswith("head")}
+        heads = [Head.of(tensors, device, f"head.{i}.") for i in range(header["heads"])]
+        recorded = {k: [dense[f"{k}.{i}"].to("cpu") for i in range(n)] for k, n in header["recorded"].items()}
+        return Learnt(dense["weights"], heads, header["steps"], header["seconds"], header["onset"], recorded)
+
+    def _keep(self, current: TaskData, learnt: Learnt, record: tuple[str, ...]) -> None:
+        tensors = {"weights": learnt.weights.vector}
+        for i, head in enumerate(learnt.heads):
+            tensors |= head.tensors(f"head.{i}.")
+        for kind, copies in learnt.recorded.items():
+            tensors |= {f"{kind}.{i}": w.vector for i, w in enumerate(copies)}
+        header = {
+            "record": list(record), "recorded": {k: len(v) for k, v in learnt.recorded.items()},
+            "heads": len(learnt.heads), "steps": learnt.steps, "seconds": learnt.seconds, "onset": learnt.onset,
+        }  # fmt: skip
+        self._store.save("train", self._cell.train_keys[current.t], tensors, header)
+
+
+class GivenFolder:
+    """Trained elsewhere: a replay folder."""
+
+    def __init__(
+        self, cell: Cell, store: Store, stream: Stream, backbone: Backbone, trainer: Trainer, record: tuple[str, ...]
+    ) -> None:
+        self._cell, self._backbone = _given(cell), backbone
+
+    @staticmethod
+    def backbone(cell: Cell, device: str) -> Backbone:
+        """theta_0, restricted to the tensors that training changed in some task."""
+        return given_backbone(_given(cell), device)
+
+    def of(self, current: TaskData, start: Weights) -> TaskModel:
+        """What the folder holds of task t; where it says nothing of the start, the policy's stands."""
+        begun = _given_start(self._cell, self._backbone, current.t, start)
+        return TaskModel(begun, given_model(self._cell, self._backbone, current.t), 0.0)
+
+
+SOURCES: dict[type[Cell], type[TaskModels]] = {Cell: TrainedHere, ReplayCell: GivenFolder}
+
+
+def _given(cell: Cell) -> ReplayCell:
+    assert isinstance(cell, ReplayCell)
+    return cell
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -74,7 +193,7 @@ def check_folder(cell: ReplayCell) -> None:
     backbone = given_backbone(cell, "cpu")
     for t in range(1, cell.n_tasks + 1):
         given_model(cell, backbone, t)
-        given_start(cell, backbone, t, backbone.pretrained)
+        _given_start(cell, backbone, t, backbone.pretrained)
 
 
 def _adapted(backbone: Backbone, tensors: dict[str, Tensor]) -> Weights:
@@ -93,32 +212,7 @@ def given_model(cell: ReplayCell, backbone: Backbone, t: int) -> Learnt:
     return Learnt(_adapted(backbone, _of_task(cell, t)), [head], 0, 0.0, {"loss": {}, "grad_norm": {}})
 
 
-def keep_task(folder: Path, backbone: Backbone, t: int, learnt: Learnt, start: Weights | None, served: Weights) -> None:
-    """Write what a run has of task t into a replay folder: theta*_t, its head, where it began and theta_hat_t."""
-    if t == 1:
-        save_plain(folder / "pretrained.safetensors", backbone.export(backbone.pretrained))
-    save_plain(folder / f"task_{t}.safetensors", backbone.export(learnt.weights))
-    save_plain(folder / f"served_{t}.safetensors", backbone.export(served))
-    if start is not None and t > 1:
-        save_plain(folder / f"start_{t}.safetensors", backbone.export(start))
-    save_plain(folder / f"head_{t}.safetensors", learnt.heads[-1].tensors())
-
-
-def keep_config(folder: Path, cell: Cell, tasks: list[list[int]]) -> None:
-    """Write ``replay.yaml`` of a run: last, so that its presence says that the folder is whole."""
-    image, train = cell.dataset.image, cell.protocol.train
-    told = {
-        "dataset": cell.request["dataset"], "name": cell.id, "source": f"clmerge run {cell.id}",
-        "start": cell.method.start,
-        "backbone": {"model": cell.protocol.backbone.model, "options": cell.protocol.backbone.options},
-        "tasks": tasks, "run_seed": cell.run_seed, "mean": image.mean, "std": image.std,
-        "temperature": train.temperature, "batch": train.batch, "fisher_samples": cell.protocol.fisher_samples,
-        "eval_batch": cell.protocol.eval_batch,
-    }  # fmt: skip
-    write_atomic(folder / "replay.yaml", yaml.safe_dump(told, sort_keys=False))
-
-
-def given_start(cell: ReplayCell, backbone: Backbone, t: int, policy: Weights) -> Weights:
+def _given_start(cell: ReplayCell, backbone: Backbone, t: int, policy: Weights) -> Weights:
     """Where training of task t began: the folder's word, or what the start policy says."""
     file = cell.source.path / f"start_{t}.safetensors"
     return _adapted(backbone, _tensors(file)) if file.is_file() else policy

@@ -15,13 +15,13 @@ from bench.common.cache import Store
 from bench.config.files import shown_image
 from bench.data.dataset import load_dataset
 from bench.data.stream import Stream, TaskData
+from bench.method import Trainer
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.plan.cell import Cell
-from bench.plan.replayed import ReplayCell
 from bench.run.classifiers import Classifier
 from bench.run.evaluate import predict
-from bench.run.task_models import given_backbone
+from bench.run.task_models import SOURCES, TaskModels
 
 
 @dataclass
@@ -69,9 +69,16 @@ class Workbench:
         """The cell's pretrained model."""
         protocol, image = cell.protocol, shown_image(cell.protocol, cell.dataset)
         key = (protocol.backbone, protocol.adapter, protocol.lora, protocol.augment, image)
-        if isinstance(cell, ReplayCell):
-            return self._keep("backbone", key, lambda: given_backbone(cell, self.device))
-        return self._keep("backbone", key, lambda: Backbone(protocol, image, self.device))
+        return self._keep("backbone", key, lambda: SOURCES[type(cell)].backbone(cell, self.device))
+
+    def models(self, cell: Cell, trainer: Trainer, record: tuple[str, ...]) -> TaskModels:
+        """Where the cell's task models come from."""
+        return SOURCES[type(cell)](cell, self.store, self.stream(cell), self.backbone(cell), trainer, record)
+
+    def drop_backbone(self) -> None:
+        """The next cell reads it from its file again: a plugin may have written into its weights."""
+        self._kept.pop("backbone", None)
+        self._predicted.clear()
 
 
 @contextmanager

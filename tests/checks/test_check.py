@@ -131,7 +131,7 @@ REASONS = {
     "lora": "linalg.cholesky",
     "full": "(full.py, line 14)",
     "one_task": "IndexError: list index out of range (one_task.py",
-    "one_class": "non-finite weights are served after task 1",
+    "one_class": "served non-finite weights after task 1",
     "device": "(device.py, line",
 }
 
@@ -206,7 +206,7 @@ def a_rule(body: str, fields: str = "") -> str:
         (a_rule("if len(task.stream.tasks) == 3: return task.trained"), "streams", "a third task to come"),
         (a_rule("task.fisher().vector.mul_(2)", "data = 'labelled'"), "inputs", "fisher() was written into"),
         (a_rule("task.served.vector.add_(1e-3)"), "inputs", "task.pretrained was written into"),
-        (a_rule("return None"), "layout", "TypeError: merge gives a NoneType, not Weights"),
+        (a_rule("return None"), "layout", "TypeError: rule mine: merge gives a NoneType, not Weights"),
         (a_rule("D = task.trained - task.served\nif D.norm(): return task.trained / D.norms().prod().sign()"),
          "degenerate", "blocks.0.attn.qkv.k.weight left alone"),
         (a_rule("for w in task.recorded['snapshots']: pass"), "lora", "KeyError"),

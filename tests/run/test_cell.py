@@ -263,3 +263,50 @@ def test_changed_code_makes_a_record_stale_and_a_half_done_cell_start_over(tmp_p
     changed, stale, _ = planned(source.replace("0.5", "0.25"))
     assert (changed.id, stale) == (cell.id, [])  # another default is another method: outdated, and not stale alone
     assert first["coordinates"]["variant"] == "plain+mine@pretrained"
+
+
+# ---- plugins that write into what they are handed ------------------------------------------------------------------
+BLEND = """
+from bench.method import Rule, rule
+
+@rule("blend_inplace")
+class Blend(Rule):
+    def merge(self, task):
+        task.served.vector.add_(task.trained.vector).mul_(0.5)
+        return task.served
+"""
+PULL = """
+from bench.method import Trainer, trainer
+
+@trainer("pull")
+class Pull(Trainer):
+    def weights(self, theta, start, rng):
+        start.vector.data.mul_(1.001)
+        return theta
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "method", "message"),
+    [
+        (BLEND, "blend_inplace@merged", "rule blend_inplace changed task.served in place; work on a copy"),
+        (PULL, "pull+average@pretrained", "trainer pull changed start in place; work on a copy"),
+    ],
+)
+def test_a_plugin_that_writes_in_place_fails_alone_and_poisons_nothing(
+    tmp_path: Path, source: str, method: str, message: str
+) -> None:
+    (tmp_path / "plugin.py").write_text(source)
+    suite = SuiteConfig(
+        key="test", protocol="embedded", datasets=["digits"], tasks=[2], methods=[method, "finetune"], seeds="1"
+    )
+    overrides = {"train.epochs": 1, "per_dataset": {}}
+    [bad, good], _ = expand(suite, Registry.load([tmp_path / "plugin.py"]), DATA, [], overrides)
+    together, [alone] = bench(tmp_path / "together"), cells("finetune", n_tasks=2)
+    failed = run_cell(bad, together)
+    assert failed["status"] == "failed"
+    assert failed["error"]["message"].startswith(message)
+    clean = numbers(run_cell(alone, bench(tmp_path / "alone", cache=False)))
+    assert numbers(run_cell(good, together)) == clean  # in the same process
+    (together.results / "runs" / good.id / "cell.json").unlink()
+    assert numbers(run_cell(good, bench(together.results))) == clean  # and from its cache

@@ -26,8 +26,8 @@ from bench.model.backbone import Backbone
 from bench.model.heads import Head, concatenate, new_head
 from bench.plan.grid import expand
 from bench.registry import Registry
-from bench.run.cell import _train_or_load
 from bench.run.evaluate import count, predict
+from bench.run.task_models import TrainedHere
 from bench.run.train import Learnt, _batches, _rate, train
 from bench.run.workbench import Workbench
 
@@ -301,10 +301,9 @@ def test_by_products_lie_in_the_store_with_the_training(stream: Stream, tmp_path
     trainer.begin(backbone.pretrained)
 
     def ask(*record: str) -> tuple[Learnt, bool]:
-        learnt, spent = _train_or_load(
-            cell, bench, stream, backbone, stream.tasks[0], trainer, backbone.pretrained, record
-        )
-        return learnt, spent > 0
+        models = TrainedHere(cell, bench.store, stream, backbone, trainer, record)
+        model = models.of(stream.tasks[0], backbone.pretrained)
+        return model.learnt, model.spent > 0
 
     def by_products(learnt: Learnt) -> dict[str, list[str]]:
         return {kind: [w.digest() for w in copies] for kind, copies in learnt.recorded.items()}
