@@ -95,8 +95,8 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
     told = [f"{key}={_spelled(value_at(protocol.model_dump(mode='json'), key))}" for key in changing]
     _check_entries(data, where)
     for key in overrides:
-        if protocol.adapter == "full" and key.partition(".")[0] == "lora":
-            raise UserError(f"{where}: {key}: adapter is full, so nothing reads it; leave it out")
+        if key.partition(".")[0] in protocol.unread:
+            raise UserError(f"{where}: {key}: adapter is {protocol.adapter}, so nothing reads it; leave it out")
     return protocol.model_copy(
         update={"variant_of": plain.key, "key": f"{plain.key}[{','.join(told)}]"} if told else {}
     )

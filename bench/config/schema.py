@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pydantic
 
@@ -31,12 +32,41 @@ class BackboneConfig(Section):
     sha256: str | None = None  #: of that file, checked before it is read
 
 
-class LoRAConfig(Section):
-    """Low-rank adapters on projections of every attention block."""
+AdapterKind = Literal["lora", "full", "frozen"]  #: each a file of model/adapters/
+
+
+class AdapterConfig(Section):
+    """Options of a kind of adapter. A kind that has any brings a subclass, which a protocol holds under its name."""
+
+    #: what a trainer may train of it: "AB" all, "B" only the second of two factors
+    factors: ClassVar[tuple[str, ...]] = ("AB",)
+
+
+class LoRAConfig(AdapterConfig):
+    """Low-rank adapters on projections of every attention block, or on the modules that a pattern names."""
+
+    factors: ClassVar[tuple[str, ...]] = ("AB", "B")
 
     rank: int = pydantic.Field(default=8, ge=1)
-    targets: tuple[Literal["q", "k", "v"], ...] = ("k", "v")
+    targets: tuple[Literal["q", "k", "v"], ...] = pydantic.Field(default=("k", "v"), min_length=1)
+    #: instead of ``targets``: a regular expression of whole names of Linear and Conv2d modules
+    modules: str | None = None
     scale: float = pydantic.Field(default=1.0, gt=0)  #: W = W_start + scale * B A
+
+    @pydantic.model_validator(mode="after")
+    def _one_of(self) -> LoRAConfig:
+        if self.modules is not None and self.targets != type(self).model_fields["targets"].default:
+            raise ValueError("give either targets or modules")
+        return self
+
+    @pydantic.field_validator("modules")
+    @classmethod
+    def _pattern(cls, modules: str | None) -> str | None:
+        try:
+            re.compile(modules or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return modules
 
 
 class ImageConfig(Section):
@@ -127,7 +157,7 @@ class ProtocolConfig(Section):
     base: str | None = None  #: a preset (or file) that this one changes; only what differs is written
     inferred: list[str] = []  #: dotted fields that the paper does not state
     backbone: BackboneConfig
-    adapter: Literal["lora", "full"] = "lora"  #: which backbone weights training may change
+    adapter: AdapterKind = "lora"  #: which backbone weights training may change, and how
     lora: LoRAConfig = LoRAConfig()
     image: ImageConfig | None = None  #: what the backbone is shown; None: the dataset's images as they are
     augment: AugmentConfig = AugmentConfig()
@@ -144,6 +174,17 @@ class ProtocolConfig(Section):
     per_method: dict[str, dict[str, Any]] = {}  #: overrides by method key; ``options`` are its plugins'
     tuning: TuningConfig | None = None  #: set where ``clmerge tune`` wrote the file
     variant_of: str | None = None  #: set where a field was overridden: tables then name the change
+
+    @property
+    def adapter_section(self) -> AdapterConfig:
+        """The options of the adapter in use."""
+        return getattr(self, self.adapter, AdapterConfig())
+
+    @property
+    def unread(self) -> set[str]:
+        """Fields that nothing reads: the options of adapters that are not in use."""
+        sections = {name for name in type(self).model_fields if isinstance(getattr(self, name), AdapterConfig)}
+        return sections - {self.adapter}
 
 
 class PixelsConfig(Section):

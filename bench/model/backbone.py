@@ -1,14 +1,12 @@
 """A timm model, which of its weights are adapted, and the forward pass as a function of those weights.
 
-Training runs on dense weights: the forward is ``functional_call(backbone, W)`` with W = W_start + scale * B A under
-LoRA, or W itself in full fine-tuning. So perturbation, penalty, Fisher and the gradients of data-driven rules share
-one path, and folding an adapter into the base is just a new W_start. PEFT gives targets, initialisation and scaling.
+Training runs on dense weights: the forward is ``functional_call(backbone, W)`` with the W that an adapter stands for.
+So perturbation, penalty, Fisher and the gradients of data-driven rules share one path, and folding an adapter into the
+base is just a new W_start. What may change, and by what means, is the matter of the adapter's kind.
 """
 
 from __future__ import annotations
 
-import copy
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,26 +21,9 @@ from bench.common.seeds import derive
 from bench.config.schema import ImageConfig, ProtocolConfig
 from bench.data.transforms import Transform
 from bench.method.weights import Weights
-from bench.model.adapters import Adapter, Full, LoRA
+from bench.model.adapters import Adapter, adapter_of
 from bench.model.pretrained_files import find_weights, shapes
-
-
-class SplitQKV(nn.Module):
-    """timm's fused ``attn.qkv`` as three Linears that adapters can target one by one; bit-equal to the fused one."""
-
-    def __init__(self, fused: nn.Linear) -> None:
-        super().__init__()
-        size = fused.out_features // 3
-        for i, name in enumerate("qkv"):
-            part = nn.Linear(fused.in_features, size, bias=fused.bias is not None, device="meta")  # no random draw
-            part.weight = nn.Parameter(fused.weight.detach()[i * size : (i + 1) * size].clone())
-            if fused.bias is not None:
-                part.bias = nn.Parameter(fused.bias.detach()[i * size : (i + 1) * size].clone())
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, tokens, D) to (b, tokens, 3 D)."""
-        return torch.cat([part(x) for part in self.children()], dim=-1)
+from bench.model.split_qkv import SplitQKV, split_fused_qkv
 
 
 def _timm_model(protocol: ProtocolConfig, file: Path | None, known: Any) -> Any:
@@ -104,22 +85,15 @@ class Backbone:
             module = _timm_model(protocol, file, known)
         used = bool(config.options.get("num_classes"))
         self.classifiers = () if used else tuple(f"{name}." for name in _names(known.classifier))
-        for part in module.modules():
-            if isinstance(getattr(part, "qkv", None), nn.Linear):
-                part.qkv = SplitQKV(part.qkv)
+        split_fused_qkv(module)
         self.module: nn.Module = module.eval().requires_grad_(False).to(device)
         self.config, self.device = protocol, device
         self.dim = int(config.options.get("num_classes") or module.num_features)
         self.transform = Transform(image, protocol.augment, device)
-        names = [n for n, _ in self.module.named_parameters()]
-        if protocol.adapter == "lora":
-            names = [n for n in names if re.fullmatch(rf"{self._targets}\.weight", n)]
+        self._adapter = adapter_of(protocol.adapter)
+        names = self._adapter.names(self.module, protocol.adapter_section, f"protocol {protocol.key}")
         parameters = dict(self.module.named_parameters())
         self.pretrained = Weights.of({n: parameters[n] for n in names})
-
-    @property
-    def _targets(self) -> str:
-        return rf".*\.qkv\.({'|'.join(self.config.lora.targets)})"
 
     def pixels(self, x: Tensor) -> Tensor:
         """The test view of uint8 (b, C, H, W): what the model takes."""
@@ -155,28 +129,20 @@ class Backbone:
                     state[f"{owner}.{kind}"] = torch.cat([state.pop(f"{owner}.{part}.{kind}") for part in "qkv"])
         return state
 
-    def adapter(self, start: Weights, factors: str, seed: int) -> Adapter:
+    def adapter(self, start: Weights, factors: str, seed: int) -> Adapter[Any]:
         """Trainable parameters for one task, beginning at ``start`` exactly.
 
         Args:
             start: W_start.
-            factors: "AB", or "B" to train only B of LoRA (full fine-tuning has no factors to fix: an error).
+            factors: "AB", or "B" to train only B of LoRA.
             seed: of the draw of A.
+
+        Raises:
+            UserError: the adapter has no factors of which one could be kept fixed.
         """
-        if self.config.adapter == "full":
-            if factors != "AB":
-                raise UserError(f"protocol {self.config.key}: adapter=full has no LoRA factor to keep fixed")
-            return Full(start)
-        return LoRA(self._peft_factors(seed), start, self.config.lora.scale, factors)
-
-    def _peft_factors(self, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """A (r, in) and B (out, r) of every adapted tensor as PEFT initialises them (A Kaiming-uniform, B zero)."""
-        from peft import LoraConfig, inject_adapter_in_model
-
-        lora = self.config.lora
-        wanted = LoraConfig(r=lora.rank, lora_alpha=lora.scale * lora.rank, target_modules=self._targets)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = inject_adapter_in_model(wanted, copy.deepcopy(self.module))
-        layers = {n: model.get_submodule(n.removesuffix(".weight")) for n in self.pretrained.layout.names}
-        return {n: (m.lora_A["default"].weight.data, m.lora_B["default"].weight.data) for n, m in layers.items()}
+        options = self.config.adapter_section
+        if factors not in options.factors:
+            raise UserError(
+                f"protocol {self.config.key}: adapter={self.config.adapter} has no LoRA factor to keep fixed"
+            )
+        return self._adapter.begin(start, options, factors, seed)

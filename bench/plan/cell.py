@@ -21,9 +21,9 @@ from bench.registry.code_hash import code_of_class, code_of_modules
 from bench.registry.resolved import Method
 
 TRAINING_CODE = (
-    "run/train.py", "model/adapters.py", "model/backbone.py", "model/heads.py", "model/class_rows.py",
-    "data/stream.py", "data/class_order.py", "method/weights.py", "common/seeds.py", "method/api.py",
-    "data/images.py", "data/transforms.py", "data/autoaugment.py",
+    "run/train.py", "model/adapters/adapter.py", "model/adapters/frozen.py", "model/split_qkv.py", "model/backbone.py",
+    "model/heads.py", "model/class_rows.py", "data/stream.py", "data/class_order.py", "method/weights.py",
+    "common/seeds.py", "method/api.py", "data/images.py", "data/transforms.py", "data/autoaugment.py",
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ class Cell:
             FORMAT,
             prepared_key(self.dataset, self.protocol.image),
             self.n_tasks,
-            _changed(self.protocol, exclude={**dict.fromkeys(NO_IDENTITY, True), **FILES}),
+            _changed(self.protocol, exclude={**dict.fromkeys(NO_IDENTITY | self.protocol.unread, True), **FILES}),
             self.files_digest,
             self.method.identity(),
             self.class_order_seed,
@@ -129,8 +129,9 @@ class Cell:
 
     def code(self) -> dict[str, str]:
         """Hashes of the code that training, and that merging and evaluation, run through."""
+        adapter = f"model/adapters/{self.protocol.adapter}.py"
         return {
-            "train": key_of(code_of_modules(*TRAINING_CODE), code_of_class(self.method.trainer))[:16],
+            "train": key_of(code_of_modules(*TRAINING_CODE, adapter), code_of_class(self.method.trainer))[:16],
             "method": key_of(code_of_modules(*MERGING_CODE), code_of_class(self.method.rule))[:16],
         }
 
@@ -146,7 +147,7 @@ class Cell:
         Where a training starts from what was made before (previous or merged weights, a trainer with memory), the
         key of that stands for it, so keys are known before anything is computed.
         """
-        code, protocol = self.code(), self.protocol
+        code, protocol, options = self.code(), self.protocol, self.protocol.adapter_section
         trainer = self.method.identity()["trainer"]
         # linear, ncm, ridge and refit train the same heads
         zero_shot = protocol.head.kind == "zero_shot"
@@ -155,7 +156,7 @@ class Cell:
             prepared_key(self.dataset, protocol.image),
             self.data_digest,
             _changed(protocol, include=TRAINING_FIELDS, exclude={"backbone": FILES["backbone"]}),
-            _changed(protocol.lora) if protocol.adapter == "lora" else None,
+            _changed(options) if type(options).model_fields else None,
             None if zero_shot else _changed(protocol.head, include={"init_std"}),
             weights_digest(protocol),
             rows_digest(protocol.head) if zero_shot else None,

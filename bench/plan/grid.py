@@ -188,8 +188,10 @@ def _refuse(method: Method, protocol: ProtocolConfig, dataset: DatasetConfig) ->
         check_rows(protocol.head, dataset.classes)
     if method.rule.experts and kind not in ("linear", "zero_shot"):
         raise UserError(f"{where}: head.kind: {method.key!r} serves every task by its own model; use the linear head")
-    if protocol.adapter == "full" and method.trainer.adapt and method.trainer.factors != "AB":
-        raise UserError(f"{where}: adapter: full has no LoRA factor to keep fixed, as {method.key!r} does")
+    if method.trainer.adapt and method.trainer.factors not in protocol.adapter_section.factors:
+        raise UserError(
+            f"{where}: adapter: {protocol.adapter} has no LoRA factor to keep fixed, as {method.key!r} does"
+        )
     if protocol.train.schedule == "multistep" and not protocol.train.milestones:
         raise UserError(f"{where}: train.milestones: missing; schedule multistep lowers the rate after these epochs")
 

@@ -16,7 +16,7 @@ from bench.config.schema import ProtocolConfig, TrainConfig
 from bench.data.stream import Stream, TaskData
 from bench.method import Trainer
 from bench.method.weights import Weights
-from bench.model.adapters import Frozen
+from bench.model.adapters.frozen import Frozen
 from bench.model.backbone import Backbone
 from bench.model.heads import Head, training_heads
 
@@ -60,7 +60,7 @@ def train(
     began = time.perf_counter()
     config, device, content = protocol.train, backbone.device, "+".join(task.content for task in tasks)
     # A fixed A is one draw for the whole run, a trained one is drawn anew for each task.
-    draw = derive("lora", run_seed, *([content] if "A" in trainer.factors else []))
+    draw = derive(protocol.adapter, run_seed, *([content] if "A" in trainer.factors else []))
     adapter = backbone.adapter(start, trainer.factors, draw) if trainer.adapt else Frozen(start)
     head, sizes = training_heads(protocol.head, tasks, backbone.dim, device, run_seed), [len(t.columns) for t in tasks]
     trained = [([p.requires_grad_() for p in head.parameters], config.head_lr), (adapter.parameters, config.lr)]

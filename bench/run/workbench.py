@@ -68,7 +68,7 @@ class Workbench:
     def backbone(self, cell: Cell) -> Backbone:
         """The cell's pretrained model."""
         protocol, image = cell.protocol, shown_image(cell.protocol, cell.dataset)
-        key = (protocol.backbone, protocol.adapter, protocol.lora, protocol.augment, image)
+        key = (protocol.backbone, protocol.adapter, protocol.adapter_section, protocol.augment, image)
         return self._keep("backbone", key, lambda: SOURCES[type(cell)].backbone(cell, self.device))
 
     def models(self, cell: Cell, trainer: Trainer, record: tuple[str, ...]) -> TaskModels:

@@ -22,7 +22,9 @@ from bench.config.schema import ImageConfig, ProtocolConfig
 from bench.data.stream import Stream
 from bench.method import Trainer
 from bench.method.weights import Weights
-from bench.model.adapters import Frozen, Full, LoRA
+from bench.model.adapters.frozen import Frozen
+from bench.model.adapters.full import Full
+from bench.model.adapters.lora import LoRA
 from bench.model.backbone import Backbone, SplitQKV
 from bench.model.heads import concatenate, new_head
 from bench.run.evaluate import predict

@@ -16,7 +16,7 @@ from bench.common.paths import ROOT
 from bench.method.carried import nbytes
 from bench.method.recorded import RecordedTask
 from bench.method.weights import Weights
-from bench.model.adapters import LoRA
+from bench.model.adapters.lora import LoRA
 from bench.plan.grid import cell_of
 from tests.helpers.toy import REGISTRY, SHAPES, Models, noise, property_test, reloaded, seeds, trainer
 

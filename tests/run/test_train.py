@@ -21,7 +21,7 @@ from bench.data.dataset import Dataset
 from bench.data.stream import Stream
 from bench.method import Trainer
 from bench.method.weights import Weights
-from bench.model.adapters import LoRA
+from bench.model.adapters.lora import LoRA
 from bench.model.backbone import Backbone
 from bench.model.heads import Head, concatenate, new_head
 from bench.plan.grid import expand
