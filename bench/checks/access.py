@@ -23,7 +23,7 @@ def seed(subject: Subject) -> str | None:
         raise Failed(f"merge draws from the global generator of {moved[0]}; draw from task.rng(purpose)")
     same_bits(again, subject.alone(), "merging twice gives other bits")
     if subject.method.trainer is not Trainer:
-        other, one = run(subject.method, worlds.lora, seed=1), subject.run("lora")
+        other, one = run(subject.method, worlds.lora, seed=1), subject.run()
         what = "training depends on a global generator (draw from the rng given) or gives other bits when repeated"
         same_bits(other.trained, one.trained, what)
     return None

@@ -40,7 +40,7 @@ def resume(subject: Subject) -> str | None:
             again = subject.served(subject.track(), between=reloaded)
             same_bits(subject.alone(), again, "the rule goes on differently from its saved state")
         if subject.method.trainer.states():
-            whole, broken = subject.run("lora"), run(subject.method, subject.worlds.lora, between=reloaded)
+            whole, broken = subject.run(), run(subject.method, subject.worlds.lora, between=reloaded)
             same_bits(whole.trained, broken.trained, "the trainer goes on differently from its saved state")
     return None
 
@@ -52,7 +52,7 @@ def carried(subject: Subject) -> str | None:
     before = [_outside(cls) for cls in classes]
     for _ in merges(rule, worlds.lora, subject.track(), subject.method.start):
         sizes.append(nbytes(rule))
-    left = subject.run("lora")
+    left = subject.run()
     for plugin in (rule, left.trainer):
         known = {"pretrained", *plugin.options(), *plugin.states()}
         theta_0 = {_place(plugin.pretrained.vector)}

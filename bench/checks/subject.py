@@ -42,7 +42,7 @@ class Subject:
 
     method: Method
     worlds: Worlds
-    _runs: dict[str, Run] = field(default_factory=dict)
+    _runs: dict[int, Run] = field(default_factory=dict)
     _alone: list[Weights] | None = None
 
     def rule(self) -> Rule:
@@ -71,11 +71,12 @@ class Subject:
             self._alone = self.served(self.track())
         return self._alone
 
-    def run(self, world: str) -> Run:
+    def run(self, world: World | None = None) -> Run:
         """The real run of two tasks in that world."""
-        if world not in self._runs:
-            self._runs[world] = run(self.method, getattr(self.worlds, world))
-        return self._runs[world]
+        world = world or self.worlds.lora
+        if id(world) not in self._runs:
+            self._runs[id(world)] = run(self.method, world)
+        return self._runs[id(world)]
 
 
 class ServeTrained(Rule):

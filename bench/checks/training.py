@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.checks.subject import Failed, ServeTrained, Skipped, Subject, finite
+from bench.checks.world import World
 from bench.method import Trainer
 
 
@@ -46,7 +47,7 @@ def penalty(subject: Subject) -> str | None:
     theta_0, theta = subject.worlds.lora.backbone.pretrained, subject.track().models[0].trained
     fresh.begin(theta_0)
     for when in ("before the first task", "after two tasks"):
-        trainer = fresh if when == "before the first task" else subject.run("lora").trainer
+        trainer = fresh if when == "before the first task" else subject.run().trainer
         for at, where in ((theta_0, "theta_0"), (theta, "theta*_1")):
             leaf = at.map(lambda v: v.detach().clone().requires_grad_())
             value = trainer.penalty(leaf)
@@ -64,12 +65,12 @@ def penalty(subject: Subject) -> str | None:
 
 def evaluation(subject: Subject) -> str | None:
     """Heads and backbone have the same bits before and after merging."""
-    if not subject.run("lora").untouched:
+    if not subject.run().untouched:
         raise Failed("a head, a buffer, a hook or a mode of the model is not what it was before")
     return None
 
 
-def _run_in(subject: Subject, world: str) -> str | None:
+def _run_in(subject: Subject, world: World) -> str | None:
     left = subject.run(world)
     finite(left.trained, "theta*")
     finite(left.served, "theta_hat")
@@ -78,24 +79,24 @@ def _run_in(subject: Subject, world: str) -> str | None:
 
 def lora(subject: Subject) -> str | None:
     """Two tasks are trained and merged with LoRA (rank-deficient task vectors)."""
-    return _run_in(subject, "lora")
+    return _run_in(subject, subject.worlds.lora)
 
 
 def full(subject: Subject) -> str | None:
     """Two tasks are trained and merged with all weights adapted (vectors, convolutions, norms)."""
     world = subject.worlds.full
-    if subject.method.trainer.factors != "AB":
+    if subject.method.trainer.factors not in world.protocol.adapter_section.factors:
         raise Skipped("the trainer keeps a LoRA factor fixed")
     if subject.method.rule is not ServeTrained:
         finite(subject.served(subject.track(world), world), "theta_hat of three tasks")
-    return _run_in(subject, "full")
+    return _run_in(subject, world)
 
 
 def one_task(subject: Subject) -> str | None:
     """A stream of one task runs."""
-    return _run_in(subject, "one_task")
+    return _run_in(subject, subject.worlds.one_task)
 
 
 def one_class(subject: Subject) -> str | None:
     """A stream of one class a task runs (its loss, gradient and Fisher are zero)."""
-    return _run_in(subject, "one_class")
+    return _run_in(subject, subject.worlds.one_class)

@@ -9,13 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from bench.common.cache import Store
-from bench.config.schema import ImageConfig, ProtocolConfig
+from bench.config.schema import (
+    FULL,
+    AdapterKind,
+    BackboneConfig,
+    HeadConfig,
+    ImageConfig,
+    LoRAConfig,
+    ProtocolConfig,
+    TrainConfig,
+)  # fmt: skip
 from bench.data.dataset import Dataset
 from bench.data.stream import Stream, TaskData
 from bench.method import Rule, Start, Trainer
@@ -29,21 +38,21 @@ from bench.run.train import Learnt, train
 
 IMAGE = ImageConfig(size=8, channels=1, mean=[0.5], std=[0.25])
 TASKS = ((0, 1), (2, 3), (4, 5))  #: classes of the tasks
-PROTOCOL = ProtocolConfig.model_validate(
-    {
-        "key": "check",
-        "title": "A world that fits into a second",
-        "backbone": {
-            "model": "vit_tiny_patch16_224",
-            "options": {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2,
-                        "mlp_ratio": 2, "class_token": False, "global_pool": "avg"},
+PROTOCOL = ProtocolConfig(
+    key="check",
+    title="A world that fits into a second",
+    backbone=BackboneConfig(
+        model="vit_tiny_patch16_224",
+        options={
+            "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2,
+            "class_token": False, "global_pool": "avg",
         },
-        "lora": {"rank": 2},
-        "train": {"epochs": 2, "batch": 8, "lr": 0.05, "head_lr": 0.1},
-        "head": {"init_std": 0.1},
-        "fisher_samples": 16,
-        "val_fraction": 0.25,
-    }
+    ),
+    lora=LoRAConfig(rank=2),
+    train=TrainConfig(epochs=2, batch=8, lr=0.05, head_lr=0.1),
+    head=HeadConfig(init_std=0.1),
+    fisher_samples=16,
+    val_fraction=0.25,
 )  # fmt: skip
 
 
@@ -114,9 +123,9 @@ class Track:
 
 @dataclass
 class World:
-    """A stream of tiny tasks, and a tiny model of which LoRA adapts keys and values, or all weights are adapted."""
+    """A stream of tiny tasks, and a tiny model: LoRA adapts its keys and values, another adapter what it names."""
 
-    adapter: Literal["lora", "full"] = "lora"
+    adapter: AdapterKind = PROTOCOL.adapter
     tasks: Sequence[tuple[int, ...]] = TASKS
     device: str = "cpu"
     _learnt: dict[Any, Learnt] = field(default_factory=dict)
@@ -194,7 +203,7 @@ class Worlds:
     """Where methods are tried; kept from one method to the next, since trainings and statistics are shared."""
 
     lora: World = field(default_factory=World)
-    full: World = field(default_factory=lambda: World("full"))
+    full: World = field(default_factory=lambda: World(FULL))
     one_task: World = field(default_factory=lambda: World(tasks=((0, 1),)))
     one_class: World = field(default_factory=lambda: World(tasks=((0,), (1,))))
 

@@ -33,6 +33,7 @@ class BackboneConfig(Section):
 
 
 AdapterKind = Literal["lora", "full", "frozen"]  #: each a file of model/adapters/
+FULL: AdapterKind = "full"  #: the one under which any weight may change
 
 
 class AdapterConfig(Section):

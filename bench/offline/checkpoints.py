@@ -119,7 +119,7 @@ def _dtype(code: str) -> str:
     return FLOATS.get(code, code.lower())
 
 
-class Adapter:
+class PeftLoRA:
     """A PEFT LoRA adapter folded onto the pretrained tensors: W + scale * B A, in float32 (float64 where one is).
 
     Tensors that were trained beside it (``modules_to_save``, biases) are taken whole.
@@ -239,7 +239,7 @@ def open_source(given: Mapping[str, Tensor] | str | os.PathLike[str], where: str
     if (path / "adapter_config.json").is_file():
         if base is None:
             raise UserError(f"{path}: a PEFT adapter can only be a task; name a safetensors file")
-        return Adapter(path, base)
+        return PeftLoRA(path, base)
     return File(path)
 
 
@@ -247,7 +247,7 @@ def fold_adapter(folder: Path, pretrained: Mapping[str, Tensor]) -> dict[str, Te
     """The tensors that a PEFT LoRA adapter changes, folded onto the pretrained ones, under their names.
 
     Raises:
-        UserError: as :class:`Adapter`.
+        UserError: as :class:`PeftLoRA`.
     """
-    adapter = Adapter(folder, InMemory(pretrained, "the pretrained model"))
+    adapter = PeftLoRA(folder, InMemory(pretrained, "the pretrained model"))
     return dict(zip(adapter.specs, adapter.tensors(adapter.specs), strict=True))

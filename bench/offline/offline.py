@@ -25,7 +25,7 @@ from bench.method import Gram, Start, Trainer
 from bench.method.carried import nbytes
 from bench.method.recorded import Recording, merge_stream
 from bench.method.weights import Layout, Weights
-from bench.offline.checkpoints import Adapter, File, Source, open_source
+from bench.offline.checkpoints import File, PeftLoRA, Source, open_source
 from bench.offline.needs import reads
 from bench.registry import Registry
 from bench.registry.resolved import Method
@@ -184,7 +184,7 @@ class Offline:
                 raise UserError(
                     f"{SAID[what]}: {len(given[what])} for {len(tasks)} tasks; give one a task, in their order"
                 )
-        if all(isinstance(task, Adapter) for task in tasks):
+        if all(isinstance(task, PeftLoRA) for task in tasks):
             adapted = set[str]().union(*(task.specs for task in tasks))
             self.names = [name for name in self.names if name in adapted]
 

@@ -24,7 +24,7 @@ import pydantic
 
 from bench.common.errors import UserError
 from bench.config.files import load_dataset_config, read_yaml
-from bench.config.schema import DatasetConfig, ProtocolConfig, Section, check
+from bench.config.schema import FULL, DatasetConfig, ProtocolConfig, Section, check
 from bench.data.class_order import boundaries
 from bench.data.dataset import data_digest
 from bench.method import Trainer
@@ -175,7 +175,7 @@ def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]
             "weights": str(source.path / "pretrained.safetensors"),
             "sha256": source.digest,
         },
-        "adapter": "full",
+        "adapter": FULL,
         # A protocol has learning rates; nothing is trained with these, and the record does not show them.
         "train": {"epochs": 1, "lr": 1, "head_lr": 1, "batch": config.batch, "temperature": config.temperature},
         "fisher_samples": config.fisher_samples,
