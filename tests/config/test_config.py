@@ -194,6 +194,9 @@ def test_the_plan_names_the_protocols(tmp_path: Path) -> None:
     ("changes", "told"),
     [
         ({"adapter": "full", "lora.rank": 4}, "lora.rank: adapter is full, so nothing reads it"),
+        ({"adapter": "frozen", "lora.modules": "fc1"}, "lora.modules: adapter is frozen, so nothing reads it"),
+        ({"lora.modules": "fc1("}, "lora.modules: Value error, not a regular expression"),
+        ({"lora.modules": "fc1", "lora.targets": ["k"]}, "lora: Value error, give either targets or modules"),
         ({"base": "pm"}, "base: write a protocol file"),
         ({"class_order": [0, 1]}, "class_order: 2 classes are listed"),
         ({"class_order": "random"}, "class_order: Input should be 'mt19937', 'pcg64' or 'identity'"),
@@ -212,6 +215,8 @@ def test_settings_that_contradict_each_other(changes: dict[str, object], told: s
 def test_methods_that_a_protocol_rules_out() -> None:
     with pytest.raises(UserError, match="adapter: full has no LoRA factor"):
         cells_of(["lora_fixed_a"], protocol_set={"adapter": ["full"]})
+    with pytest.raises(UserError, match="adapter: frozen has no LoRA factor"):
+        cells_of(["lora_fixed_a"], protocol_set={"adapter": ["frozen"]})
     with pytest.raises(UserError, match="serves every task by its own model"):
         cells_of(["experts"], protocol_set={"head.kind": ["ncm"]})
 
@@ -228,7 +233,7 @@ def test_heads_that_are_fitted_afterwards_share_their_trainings() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("lora.rank", 4), ("augment.flip", True), ("train.clip", 1.0), ("train.passes", 2), ("threads", 2),
+    [("lora.rank", 4), ("lora.modules", "fc1"), ("adapter", "frozen"), ("augment.flip", True), ("train.clip", 1.0), ("train.passes", 2), ("threads", 2),
      ("image", {"size": 16, "channels": 1, "mean": [0.5], "std": [0.5]}), ("class_order", "identity")],
 )  # fmt: skip
 def test_what_training_depends_on_is_in_its_keys(key: str, value: object) -> None:

@@ -156,6 +156,35 @@ def test_weights_are_named_by_what_is_in_the_file(tmp_path: Path) -> None:
     assert not set(one.train_keys.values()) & set(other.train_keys.values())
 
 
+def test_only_the_adapter_in_use_is_in_a_cells_name_and_keys(tmp_path: Path) -> None:
+    for name, lora in (("low", "{rank: 2}"), ("high", "{rank: 16, targets: [q]}")):
+        (tmp_path / f"{name}.yaml").write_text(f"title: Mine\nkey: mine\nbase: embedded\nlora: {lora}\n")
+    low, high = (str(tmp_path / f"{name}.yaml") for name in ("low", "high"))
+    for adapter, equal in (("lora", False), ("full", True), ("frozen", True)):
+        (one,), (other,) = (cells(tmp_path, protocol, adapter=adapter) for protocol in (low, high))
+        assert (one.id == other.id) is equal
+        assert (one.train_keys == other.train_keys) is equal
+
+
+def test_editing_one_adapter_makes_no_training_under_another_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> dict[str, str]:
+        code_of_modules.cache_clear()
+        return {a: cells(tmp_path, adapter=a)[0].code()["train"] for a in ("lora", "full", "frozen")}
+
+    before, plain = trained(), code_hash._parsed
+
+    def edited(path: Path) -> object:
+        tree = plain(path)
+        return tree if path.name != "lora.py" else code_hash.ast.parse(code_hash.ast.unparse(tree) + "\nEDITED = 1\n")
+
+    monkeypatch.setattr(code_hash, "_parsed", edited)
+    after = trained()
+    code_of_modules.cache_clear()
+    assert {adapter for adapter in before if after[adapter] != before[adapter]} == {"lora"}
+
+
 # ---- how records stand -----------------------------------------------------------------------------------------------
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
