@@ -256,6 +256,15 @@ def test_a_fused_layer_without_a_query_is_no_q_k_and_v_and_loses_no_row() -> Non
     assert not cut.qkv.thirds
 
 
+@pytest.mark.parametrize("targets", [("k",), ("q", "k", "v")])
+def test_a_model_of_which_only_some_blocks_have_q_k_and_v_is_refused(targets: tuple[Any, ...]) -> None:
+    """Rather than adapted in some of its blocks, and nobody told."""
+    model = nn.ModuleList([vit().module, TwoThirds(8)])
+    split_fused_qkv(model)
+    with pytest.raises(UserError, match=r"the 16 rows of 1\.qkv are not q, k and v; use lora\.modules"):
+        LoRA.names(model, LoRAConfig(targets=targets), "protocol tiny")
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_model_that_multiplies_by_its_fused_weight_itself_is_trained(kind: str) -> None:
     model = backbone("beit_base_patch16_224", VIT, adapter=kind)

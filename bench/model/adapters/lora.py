@@ -87,6 +87,11 @@ def _projections(module: nn.Module, targets: Iterable[str], where: str) -> Itera
             f"{where}: lora.targets: {type(module).__name__} has no fused qkv layer whose parts could be adapted; name "
             "Linear or Conv2d modules (lora.modules) or use adapter: full"
         )
+    for name, layer in module.named_modules():
+        if name.endswith(".qkv") and isinstance(layer, nn.Linear):
+            raise UserError(
+                f"{where}: lora.targets: the {layer.out_features} rows of {name} are not q, k and v; use lora.modules"
+            )
     for name, layer in fused.items():
         if not layer.thirds and set(targets) != set("qkv"):
             raise UserError(
