@@ -13,6 +13,8 @@ import pytest
 from bench.common.paths import ROOT
 from tests.helpers.elsewhere import clmerge, python
 
+pytestmark = pytest.mark.ray
+
 BROUGHT = {"methods": "halfway", "rules": "midpoint", "datasets": "digits_few", "protocols": "halfway",
            "suites": "halfway"}  # fmt: skip
 
@@ -38,7 +40,6 @@ def test_what_the_package_brings_is_listed_with_its_source(tmp_path: Path, packa
     assert set(sources.values()) == {"clmerge"}
 
 
-@pytest.mark.slow
 def test_its_suite_runs_under_its_protocol_and_its_report_is_written(tmp_path: Path, package: Path) -> None:
     where = {"cwd": tmp_path, "path": [ROOT, package]}
     narrowed = ["--suite", "halfway", "--executor", "local", "--tasks", "2", "--methods", "halfway"]

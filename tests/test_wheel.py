@@ -14,6 +14,7 @@ from bench.common.paths import ROOT
 from bench.registry import Registry
 from tests.helpers.elsewhere import clmerge, python
 
+pytestmark = pytest.mark.ray
 SHIPPED = ("methods/*.py", "datasets/*.yaml", "suites/*.yaml", "reports/*.yaml", "reports/paper/*.yaml",
            "reports/published/*.yaml", "results/published/*.csv")  # fmt: skip
 HASHES = (
@@ -66,7 +67,6 @@ def test_the_code_of_a_wheel_has_the_hashes_of_the_checkout(tmp_path: Path, inst
     assert len(json.loads(here.stdout)[2]) > 30
 
 
-@pytest.mark.slow
 def test_a_wheel_works_in_an_empty_folder_and_writes_nothing_into_itself(tmp_path: Path, installed: Path) -> None:
     before, path = files_below(installed), [installed]
     where = python("-c", "import bench; print(bench.__file__)", cwd=tmp_path, path=path)
