@@ -11,10 +11,13 @@ GRID    = $(call flag,SUITE,suite) $(call flag,DATASETS,datasets) $(call flag,TA
 RUN     = $(GRID) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,EXECUTOR,executor) $(call flag,WORKERS,workers) \
           $(call flag,SHARD,shard) $(call flag,RERUN,rerun)
 
-.PHONY: setup bench plan tune report paper smoke test quick lint clean help
+RECORDS = $(or $(RESULTS),results)
+
+.PHONY: help setup bench plan tune report paper smoke test quick lint clean clean-results distclean
+.DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 15
 
 setup: $(VENV)/.ready  ## make .venv and install
 
@@ -58,5 +61,19 @@ test: lint  ## lint, types and tests
 quick: setup  ## the rules and the parts without torch, in under half a minute
 	@$(BIN)/python -m pytest -m unit $(wildcard tests/common) tests/config tests/method tests/plan tests/records tests/registry tests/rules
 
-clean:  ## delete .venv, results of runs, prepared data and generated reports (published results stay)
-	rm -rf $(VENV) results/runs results/cache results/ray results/smoke reports/out data/prepared .pytest_cache .mypy_cache .ruff_cache
+clean:  ## delete what is made again in minutes: generated reports, smoke results, logs, caches of tools
+	rm -rf reports/out results/smoke results/ray .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+clean-results:  ## delete the records of all runs and what they share, after asking (YES=1: without)
+	@set -e; count=$$(find "$(RECORDS)/runs" -name cell.json 2>/dev/null | wc -l); \
+	size=$$(du -sch "$(RECORDS)/runs" "$(RECORDS)/cache" 2>/dev/null | tail -n 1 | cut -f 1); \
+	echo "$(RECORDS)/runs and $(RECORDS)/cache: $$((count)) records, $$size in all"; \
+	if [ "$(YES)" != 1 ]; then \
+	  [ -t 0 ] || { echo "nothing deleted: there is no terminal to ask on; YES=1 deletes without asking"; exit 2; }; \
+	  printf 'write "delete" to delete them: '; read -r answer; \
+	  [ "$$answer" = delete ] || { echo "nothing deleted"; exit 1; }; \
+	fi; \
+	rm -rf "$(RECORDS)/runs" "$(RECORDS)/cache"
+
+distclean: clean clean-results  ## as clean and clean-results, and .venv and prepared data
+	rm -rf $(VENV) data/prepared

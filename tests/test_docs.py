@@ -227,8 +227,8 @@ def test_clmerge_commands_parse_and_name_what_exists(tmp_path: Path) -> None:
 
 def test_make_targets_and_variables_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    variables = set(re.findall(r"\$\((?:call flag,|if \$\()([A-Z_]+)[,)]", makefile)) | {"PYTHON"}
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"\$\((?:call flag,|if \$\()([A-Z_]+)[,)]", makefile)) | {"PYTHON", "YES"}
     for page, words, _ in commands("make"):
         for word in words:
             name, equals, _ = word.partition("=")
