@@ -45,7 +45,3 @@ class Store:
         """Keep an artifact."""
         if self.enabled:
             save_tensors(self.path(kind, key), tensors, header)
-
-    def remove(self, kind: str, key: str) -> None:
-        """Drop an artifact that nothing else will ask for."""
-        self.path(kind, key).unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def named_file(name: str, files: Iterable[Path], what: str, where: str) -> Path:
     return named[0]
 
 
-#: what a protocol says of itself: not inherited, no matter of a dataset or method, and not set by hand
+#: what a protocol says of itself as a whole: neither for one dataset or method, nor to be overridden
 OF_ITSELF = ("key", "base", "inferred", "tuning", "variant_of")
 
 

@@ -1,4 +1,4 @@
-"""What of a grid is there already, and what is left."""
+"""Which cells of a grid are done, and which are left."""
 
 from __future__ import annotations
 

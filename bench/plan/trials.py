@@ -10,7 +10,7 @@ from bench.plan.cell import Cell
 
 
 def pack(cells: Sequence[Cell], slots: int) -> list[list[Cell]]:
-    """Cells into trials (one process each): mates of one trunk together, and enough trials to fill the slots.
+    """Cells into trials (one process each): cells that share trainings together, and enough trials to fill the slots.
 
     A worker's imports cost seconds, so a trial is a whole stream (all methods of one dataset, T and repeat) where
     there are streams enough; with fewer streams than twice the slots each is split, the costly chains first.

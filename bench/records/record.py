@@ -1,6 +1,6 @@
-"""The record of a cell: read, checked, and never trusted further than its checksum.
+"""The record of a cell, read and checked: one whose checksum does not fit is damaged, and no number of it is used.
 
-Standard library only: the planner and ``clmerge results`` must answer at once.
+Nothing heavy is imported: the planner and ``clmerge results`` must answer at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Records become rows: one row a cell, with the columns that other people's scripts rely on.
 
-Standard library only, because ``clmerge results`` must answer at once. A record that cannot be trusted is a row too
+Nothing heavy is imported, because ``clmerge results`` must answer at once. A record that cannot be trusted is a row too
 (status ``damaged`` and a reason), so that nothing silently drops out of a mean.
 """
 

@@ -1,4 +1,4 @@
-"""Archives of strangers, extracted so that nothing lands outside the folder, nothing fills the disk, and what was
+"""Archives from elsewhere, extracted so that nothing lands outside the folder, nothing fills the disk, and what was
 there before is replaced all at once or not at all.
 """
 

@@ -71,7 +71,7 @@ def decode(job: Job) -> list[Outcome]:
     return outcomes
 
 
-def outlive_nobody() -> None:
+def end_with_parent() -> None:
     """Ctrl-C is the parent's to handle, and where the parent is killed nobody else ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()

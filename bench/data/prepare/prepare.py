@@ -22,7 +22,7 @@ import numpy as np
 from bench.common.errors import UserError
 from bench.config.schema import DatasetConfig
 from bench.data.prepare.counts import check
-from bench.data.prepare.decode import DIGEST_BYTES, Job, Outcome, Stored, decode, digest, outlive_nobody, resized
+from bench.data.prepare.decode import DIGEST_BYTES, Job, Outcome, Stored, decode, digest, end_with_parent, resized
 from bench.data.readers.reader import Arrays, Listing, where
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -181,7 +181,7 @@ def _run(config: DatasetConfig, jobs: list[Job], workers: int) -> Iterator[list[
         yield from map(decode, jobs)
         return
     # A forked process would have this one's threads' locks, and those of CUDA.
-    pool = ProcessPoolExecutor(min(count, len(jobs)), mp_context=get_context("spawn"), initializer=outlive_nobody)
+    pool = ProcessPoolExecutor(min(count, len(jobs)), mp_context=get_context("spawn"), initializer=end_with_parent)
     try:
         yield from pool.map(decode, jobs)
     except BrokenProcessPool:
