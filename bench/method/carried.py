@@ -48,7 +48,7 @@ def unpack(plugin: Plugin, tensors: dict[str, Tensor], tree: dict[str, Any], lik
 
 
 def _built(node: Any, tensors: dict[str, Tensor], like: Weights) -> Any:
-    """What :func:`_told` was told of."""
+    """The value that :func:`_told` took apart."""
     ((kind, value),) = node.items()
     if kind == "weights":
         return Weights(tensors[value].to(like.vector.device), like.layout)
