@@ -14,6 +14,7 @@ from bench.config.dotted import key_at, keys_of
 #: "test": train on all training images, evaluate on the test set. The other two never train on the validation part:
 #: "val" evaluates on it, "test_heldout" on the test set (so that a choice made on validation images is a clean one).
 EvalSplit = Literal["test", "val", "test_heldout"]
+ScenarioKind = Literal["class_incremental"]  #: see data/scenario.py
 
 
 class Section(pydantic.BaseModel):
@@ -220,6 +221,7 @@ class DatasetConfig(Section):
     train: int = pydantic.Field(ge=1)
     test: int = pydantic.Field(ge=1)
     tasks: list[int]
+    scenario: ScenarioKind = "class_incremental"  #: what the tasks of its stream are
     protocol: str = "embedded"  #: that it is run under where none is asked for
     per_class: dict[Literal["train", "test"], int | tuple[int, int]] = {}  #: images a class, or least and most
     duplicates: int | None = pydantic.Field(default=0, ge=0)  #: test images that are in train too; None: unknown

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 
 from bench.common.seeds import numpy_rng
-from bench.data.class_order import boundaries, class_order
 from bench.data.dataset import Dataset
 from bench.data.images import Images, images_on
+from bench.data.scenario import CLASS_INCREMENTAL, Scenario, listed
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class TaskData:
 
 
 class Stream:
-    """All tasks of one (dataset, T, class order), with the images on the device.
+    """All tasks of one (dataset, scenario, T, class order), with the images on the device.
 
     Columns are class positions in stream order: column c belongs to the c-th class to arrive. ``eval_split="val"``
     holds the validation part out of training and evaluates on it; the test images are then not even loaded.
@@ -39,6 +38,9 @@ class Stream:
         train_images, test_images: uint8 (N, C, H, W), indexed by (b,) tensors; on the device where they fit.
         train_columns, test_columns: int64 (N,): the true column of every image.
         tasks: the T tasks.
+        cuts: what they were cut by.
+        scenario: what kind of stream this is.
+        class_order: the dataset's labels in column order.
         digest: of the dataset's arrays.
     """
 
@@ -52,18 +54,18 @@ class Stream:
         device: str = "cpu",
         task_classes: Sequence[Sequence[int]] = (),
         order_kind: str | list[int] = "mt19937",
+        scenario: Scenario = CLASS_INCREMENTAL,
     ) -> None:
         classes = len(dataset.class_names)
-        order = [c for task in task_classes for c in task] or class_order(classes, class_order_seed, order_kind)
-        edges = [0, *accumulate(map(len, task_classes))]
-        cuts = [range(a, b) for a, b in pairwise(edges)] or boundaries(classes, n_tasks)
+        cuts = listed(task_classes) or scenario.cuts(classes, n_tasks, class_order_seed, order_kind)
+        order = list(dict.fromkeys(c for cut in cuts for c in cut.classes))
         column_of = np.full(classes, -1, dtype=np.int64)  # a listed stream may leave classes out
         column_of[order] = np.arange(len(order))
         train_columns = column_of[dataset.train_labels]
         is_val = _validation_part(np.asarray(dataset.train_labels), classes, val_fraction)
         held_out, on_val = eval_split != "test", eval_split == "val"
 
-        self.digest = dataset.digest
+        self.digest, self.scenario, self.cuts = dataset.digest, scenario, cuts
         self.class_order = order
         self.train_images: Images = images_on(device, dataset.train_images)
         self.train_columns = _on(device, train_columns)
@@ -73,24 +75,18 @@ class Stream:
             test_columns = column_of[dataset.test_labels]
             self.test_images, self.test_columns = images_on(device, dataset.test_images), _on(device, test_columns)
         self.tasks = []
-        for t, columns in enumerate(cuts, 1):
-            mine = np.isin(train_columns, columns)
-            tested = np.isin(test_columns, columns)
+        for cut in cuts:
+            trained, tested = cut.images(train_columns, None), cut.images(test_columns, None)
             task = TaskData(
-                t=t,
-                classes=tuple(order[c] for c in columns),
-                columns=columns,
-                train=_on(device, np.flatnonzero(mine & ~is_val if held_out else mine)),
-                val=_on(device, np.flatnonzero(mine & is_val)),
+                t=cut.t,
+                classes=cut.classes,
+                columns=cut.columns,
+                train=_on(device, np.flatnonzero(trained & ~is_val if held_out else trained)),
+                val=_on(device, np.flatnonzero(trained & is_val)),
                 test=_on(device, np.flatnonzero(tested & is_val if on_val else tested)),
-                content=content_of(dataset.key, [order[c] for c in columns]),
+                content=scenario.content(dataset.key, cut),
             )
             self.tasks.append(task)
-
-
-def content_of(dataset: str, classes: list[int]) -> str:
-    """What a task's random streams are named after: its dataset and classes, not its place in the stream."""
-    return f"{dataset}:{','.join(map(str, classes))}"
 
 
 def _validation_part(labels: np.ndarray, classes: int, fraction: float) -> np.ndarray:

@@ -220,6 +220,10 @@ class Task(Protocol):
         """
         ...
 
+    def columns(self, t: int) -> range:
+        """Task t's columns of the logits of heads "seen", t up to the current task."""
+        ...
+
     def validation(self, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """``steps`` batches of validation images (b, C, H, W) of all tasks seen, and columns among all classes seen
         (b,). Oracles only.

@@ -77,6 +77,10 @@ class RecordedTask:
         """Refused: there are no heads."""
         raise self._no_images()
 
+    def columns(self, t: int) -> range:
+        """Refused: there are no heads."""
+        raise self._no_images()
+
     def validation(self, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Refused: there are no images."""
         raise self._no_images()

@@ -16,6 +16,7 @@ from torch.nn.functional import linear, normalize
 
 from bench.common.seeds import torch_rng
 from bench.config.schema import HeadConfig
+from bench.data.scenario import CLASS_INCREMENTAL, Scenario
 from bench.method.weights import Weights
 from bench.model.class_rows import read_rows
 
@@ -68,11 +69,15 @@ def new_head(classes: int, dim: int, std: float, device: str, *seed: int | str) 
     return Head(weight.to(device), torch.zeros(classes, device=device))
 
 
-def training_heads(config: HeadConfig, tasks: Sequence[TaskData], dim: int, device: str, run_seed: int) -> Head:
+def training_heads(
+    config: HeadConfig, tasks: Sequence[TaskData], dim: int, device: str, run_seed: int,
+    scenario: Scenario = CLASS_INCREMENTAL, earlier: Sequence[Head] = (),
+) -> Head:  # fmt: skip
     """What training of ``tasks`` begins with, one head over all their classes in order.
 
-    Fresh linear heads, or for ``zero_shot`` the text rows of the tasks' classes (zero-shot CLIP, arXiv:2103.00020):
-    logits are the rows times features of length 1, and there is nothing to train.
+    ``tasks`` have a head each (see :meth:`Scenario.by_head`). Where the scenario goes on from one of the ``earlier``
+    heads it is a copy of that; otherwise fresh linear heads, or for ``zero_shot`` the text rows of the tasks' classes
+    (zero-shot CLIP, arXiv:2103.00020): logits are the rows times features of length 1, and there is nothing to train.
 
     Raises:
         UserError: the file of text rows is missing, or does not fit the backbone or the dataset.
@@ -81,6 +86,9 @@ def training_heads(config: HeadConfig, tasks: Sequence[TaskData], dim: int, devi
         classes = [label for task in tasks for label in task.classes]
         rows = torch.from_numpy(read_rows(config, max(classes) + 1, dim)[classes])
         return Head(rows.to(device), torch.zeros(len(classes), device=device), normalise=True)
+    last = scenario.goes_on_from(earlier)
+    if last is not None:
+        return Head(last.weight.detach().clone(), last.bias.detach().clone())
     return concatenate(
         [new_head(len(task.columns), dim, config.init_std, device, run_seed, task.content) for task in tasks]
     )

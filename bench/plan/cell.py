@@ -12,8 +12,8 @@ from typing import Any
 from bench.common.cache import key_of
 from bench.common.errors import UserError
 from bench.config.schema import DatasetConfig, ProtocolConfig, Section
-from bench.data.class_order import boundaries, class_order
 from bench.data.dataset import prepared_key
+from bench.data.scenario import Cut, Scenario, scenario_of
 from bench.method.chain import begins
 from bench.model.class_rows import rows_digest
 from bench.model.pretrained_files import weights_digest
@@ -22,7 +22,8 @@ from bench.registry.resolved import Method
 
 TRAINING_CODE = (
     "run/train.py", "model/adapters/adapter.py", "model/adapters/frozen.py", "model/split_qkv.py", "model/backbone.py",
-    "model/heads.py", "model/class_rows.py", "data/stream.py", "data/class_order.py", "method/weights.py",
+    "model/heads.py", "model/class_rows.py", "data/stream.py", "data/scenario.py", "data/class_order.py",
+    "method/weights.py",
     "common/seeds.py", "method/api.py", "data/images.py", "data/transforms.py", "data/autoaugment.py",
 )  # fmt: skip
 
@@ -84,6 +85,7 @@ class Cell:
             self.class_order_seed,
             self.run_seed,
             self.eval_split,
+            *self.scenario.identity,
         )
         method = "".join(c if c.isalnum() or c in "_-" else "." for c in self.method.key)[:48]
         split = "" if self.eval_split == "test" else f"-{self.eval_split}"
@@ -103,6 +105,16 @@ class Cell:
         with suppress(UserError):
             found["text"] = rows_digest(self.protocol.head) if self.protocol.head.kind == "zero_shot" else None
         return {name: digest for name, digest in found.items() if digest}
+
+    @property
+    def scenario(self) -> Scenario:
+        """What kind of stream the dataset is cut into."""
+        return scenario_of(self.dataset)
+
+    @cached_property
+    def cuts(self) -> list[Cut]:
+        """The stream's tasks, where the class order cuts them."""
+        return self.scenario.cuts(self.dataset.classes, self.n_tasks, self.class_order_seed, self.protocol.class_order)
 
     @property
     def task_classes(self) -> list[list[int]]:
@@ -170,18 +182,13 @@ class Cell:
         keys: dict[int, str] = {}
         # What a trainer remembers comes from the tasks before, by way of their statistics.
         memory = [protocol.fisher_samples, code["method"]] if self.method.trainer.states() else None
-        borders = [columns.stop for columns in boundaries(self.dataset.classes, self.n_tasks)]
-        order = class_order(self.dataset.classes, self.class_order_seed, protocol.class_order)
         joint = self.method.trainer.data == "seen"
         for t in self.trained_tasks:
-            classes = order[: borders[t - 1]] if joint or t == 1 else order[borders[t - 2] : borders[t - 1]]
             begun = begins(self.method.start, "pretrained", parent, served)
-            # A joint training's heads have the tasks' borders; any other sees nothing of the stream but its classes.
             keys[t] = key_of(
                 "train",
                 base,
-                classes,
-                borders if joint else None,
+                *self.scenario.learnt_from(self.cuts[:t], joint, parent),
                 begun,
                 [parent, *memory] if memory and t > 1 else None,
             )

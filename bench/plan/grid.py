@@ -12,8 +12,8 @@ from typing import Any
 from bench.common.errors import UserError
 from bench.config.files import for_dataset, load_dataset_config, load_protocol, shown_image, yaml_files
 from bench.config.schema import DatasetConfig, ProtocolConfig, SuiteConfig
-from bench.data.class_order import class_order
 from bench.data.dataset import availability, data_digest
+from bench.data.scenario import scenario_of
 from bench.method import Start
 from bench.model.class_rows import check_rows
 from bench.model.pretrained_files import check_weights
@@ -133,7 +133,7 @@ def load_protocol_of(
 
 
 def _check_stream(dataset: DatasetConfig, suite: SuiteConfig, data: Path) -> None:
-    """Whether the dataset is a stream, is there, and has classes for every task.
+    """Whether the dataset is a stream, is there, and can be cut into so many tasks.
 
     Raises:
         UserError: it is not, or has not.
@@ -144,11 +144,7 @@ def _check_stream(dataset: DatasetConfig, suite: SuiteConfig, data: Path) -> Non
     if why_not is not None:
         raise UserError(f"dataset {dataset.key!r} is not on this machine: {why_not}")
     for n_tasks in suite.tasks:
-        if not 1 <= n_tasks <= dataset.classes:
-            raise UserError(
-                f"tasks: {n_tasks} tasks do not fit {dataset.key!r}, which has {dataset.classes} classes; "
-                f"use 1 to {dataset.classes}"
-            )
+        scenario_of(dataset).check(dataset, n_tasks)
 
 
 def _check_backbone(protocol: ProtocolConfig, dataset: DatasetConfig) -> None:
@@ -183,7 +179,7 @@ def _refuse_tuned_on(protocol: ProtocolConfig, suite: SuiteConfig, repeats: list
 def _refuse(method: Method, protocol: ProtocolConfig, dataset: DatasetConfig) -> None:
     """Settings that contradict each other, found before anything runs."""
     kind, where = protocol.head.kind, f"protocol {protocol.key}"
-    class_order(dataset.classes, 0, protocol.class_order)
+    scenario_of(dataset).cuts(dataset.classes, dataset.tasks[0], 0, protocol.class_order)  # a listed order fits
     if kind == "zero_shot":
         check_rows(protocol.head, dataset.classes)
     if method.rule.experts and kind not in ("linear", "zero_shot"):

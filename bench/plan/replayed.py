@@ -25,8 +25,8 @@ import pydantic
 from bench.common.errors import UserError
 from bench.config.files import load_dataset_config, read_yaml
 from bench.config.schema import FULL, DatasetConfig, ProtocolConfig, Section, check
-from bench.data.class_order import boundaries
 from bench.data.dataset import data_digest
+from bench.data.scenario import listed, scenario_of
 from bench.method import Trainer
 from bench.plan.cell import Cell
 from bench.registry import Registry
@@ -138,9 +138,7 @@ class ReplayCell(Cell):
 
     def classes_of(self, t: int) -> int:
         """How many classes task t has."""
-        return len(
-            self.task_classes[t - 1] if self.task_classes else boundaries(self.dataset.classes, self.n_tasks)[t - 1]
-        )
+        return len((listed(self.task_classes) or self.cuts)[t - 1].columns)
 
     def protocol_told(self) -> dict[str, Any]:
         """What the record says of the protocol: nothing of a training that we know nothing about."""
@@ -205,5 +203,7 @@ def _fits(source: Folder, dataset: DatasetConfig) -> None:
             f"{source.path}/replay.yaml: tasks: labels {min(labels)} to {max(labels)} do not fit {dataset.key!r}, "
             f"which has classes 0 to {dataset.classes - 1}"
         )
-    if source.n_tasks > dataset.classes:
-        raise UserError(f"{source.path}: {source.n_tasks} tasks, but {dataset.key!r} has {dataset.classes} classes")
+    try:
+        scenario_of(dataset).check(dataset, source.n_tasks)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None

@@ -72,7 +72,9 @@ class _Run:
         self.trainer, self.rule = cell.method.build()
         self.chain = Chain(self.rule, cell.method.start, self.backbone.pretrained, self.trainer)
         self.models = bench.models(cell, self.trainer, self.rule.record)
-        self.serving = serving_of(cell.protocol, self.backbone.dim, self.backbone.device, cell.run_seed)
+        self.serving = serving_of(
+            cell.protocol, self.backbone.dim, self.backbone.device, cell.run_seed, self.stream.scenario
+        )
         self.so_far = SoFar()
         resumed = resume(cell, folder, self.trainer, self.rule, self.serving, self.backbone.pretrained)
         if resumed is not None:
@@ -98,7 +100,7 @@ class _Run:
         """Task t, trained from there (or taken from where its model lies), as the rule sees it."""
         self.beat("training", current.t)
         with unchanged(f"trainer {self.trainer.key}", {"what is served": self.chain.served}):
-            self.model = self.models.of(current, start)
+            self.model = self.models.of(current, start, self.so_far.heads)
         learnt, so_far = self.model.learnt, self.so_far
         so_far.heads = learnt.heads if self.joint else [*so_far.heads, *learnt.heads]
         so_far.peak_mb = max(so_far.peak_mb, _memory_mb())
@@ -164,7 +166,7 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """The record, on disk."""
         if self.cell.request.get("keep_weights"):
-            keep_config(self.folder / "weights", self.cell, [list(task.classes) for task in self.stream.tasks])
+            keep_config(self.folder / "weights", self.cell, self.stream.scenario.listing(self.stream.cuts))
         return write_record(self.cell, self.folder, self.stream, self.so_far)
 
 
@@ -174,7 +176,9 @@ def _evaluate(
 ) -> None:  # fmt: skip
     """Predictions and counts after task t, and of theta*_t with the heads as trained on task t before merging."""
     seen = stream.tasks[: current.t]
-    [all_alone], [own_alone] = bench.predict(cell, trained, concatenate(so_far.heads), [current])
+    [all_alone], [own_alone] = bench.predict(
+        cell, trained, concatenate(stream.scenario.open_heads(so_far.heads)), [current]
+    )
     if rule.experts:  # each task by its own weights and head: earlier rows stay, and the true task is given
         past = so_far.predicted_taskaware[-1] if so_far.predicted_taskaware else None
         own = (

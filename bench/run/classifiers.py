@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot, pad
 
 from bench.common.seeds import torch_rng
 from bench.config.schema import ProtocolConfig
+from bench.data.scenario import CLASS_INCREMENTAL, Scenario
 from bench.data.stream import TaskData
 from bench.method.weights import Weights
 from bench.model.heads import Head, concatenate
@@ -51,8 +52,11 @@ class Serving:
 
     carried = 0  #: bytes that cross a task boundary, beyond the rows and biases of a head
 
-    def __init__(self, protocol: ProtocolConfig, dim: int, device: str, run_seed: int) -> None:
+    def __init__(
+        self, protocol: ProtocolConfig, dim: int, device: str, run_seed: int, scenario: Scenario = CLASS_INCREMENTAL
+    ) -> None:
         self.protocol, self.dim, self.device, self.run_seed = protocol, dim, device, run_seed
+        self.scenario = scenario
 
     def fit(
         self, tasks: Sequence[TaskData], trained: Sequence[Head], features: Features, softmax: str = "all"
@@ -61,7 +65,7 @@ class Serving:
 
         Args:
             tasks: in order.
-            trained: their heads as trained, which are not changed.
+            trained: their heads as trained (see :meth:`Scenario.by_head`), which are not changed.
             features: reads the tasks' images.
             softmax: the trainer's: over all heads of ``tasks`` together, or over the ``own`` one.
 
@@ -72,7 +76,7 @@ class Serving:
 
     def classifier(self, trained: Sequence[Head]) -> Classifier:
         """What answers now, given the trained heads of all tasks seen."""
-        return concatenate(trained)
+        return concatenate(self.scenario.open_heads(trained))
 
     def tensors(self) -> dict[str, Tensor]:
         """What has to be there again when a run is resumed after a task."""
@@ -85,13 +89,15 @@ class Serving:
 class _Fitted(Serving):
     """Heads of its own, fitted once to each task."""
 
-    def __init__(self, protocol: ProtocolConfig, dim: int, device: str, run_seed: int) -> None:
-        super().__init__(protocol, dim, device, run_seed)
+    def __init__(
+        self, protocol: ProtocolConfig, dim: int, device: str, run_seed: int, scenario: Scenario = CLASS_INCREMENTAL
+    ) -> None:
+        super().__init__(protocol, dim, device, run_seed, scenario)
         self._heads: list[Head] = []
 
     def classifier(self, trained: Sequence[Head]) -> Classifier:
         """These heads."""
-        return concatenate(self._heads)
+        return concatenate(self.scenario.open_heads(self._heads))
 
     def tensors(self) -> dict[str, Tensor]:
         """Its heads."""
@@ -127,11 +133,14 @@ class Refit(_Fitted):
     ) -> dict[str, float]:
         """Train the tasks' heads again."""
         # With a softmax over each task's own classes the heads have nothing to do with one another.
-        for group in [list(range(len(tasks)))] if softmax == "all" else [[i] for i in range(len(tasks))]:
-            self._heads += self._trained([tasks[i] for i in group], [trained[i] for i in group], features)
+        groups = [(tasks, trained)]
+        if softmax == "own":
+            groups = [(own, [head]) for own, head in zip(self.scenario.by_head(tasks), trained, strict=True)]
+        for own, heads in groups:
+            self._heads += self._trained(own, heads, features)
         return {}
 
-    def _trained(self, tasks: list[TaskData], heads: list[Head], features: Features) -> list[Head]:
+    def _trained(self, tasks: Sequence[TaskData], heads: Sequence[Head], features: Features) -> list[Head]:
         config, epochs = self.protocol.train, self.protocol.head.refit_epochs
         pairs = [features(task) for task in tasks]
         x, y = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]) - tasks[0].columns.start
@@ -148,7 +157,7 @@ class Refit(_Fitted):
                 cross_entropy(logits, y[part], label_smoothing=config.label_smoothing).backward()
                 optimiser.step()
                 schedule.step()
-        return head.split([len(task.columns) for task in tasks])
+        return head.split([len(head.weight) for head in heads])
 
 
 @dataclass(frozen=True)
@@ -175,8 +184,10 @@ class Ridge(Serving):
     others.
     """
 
-    def __init__(self, protocol: ProtocolConfig, dim: int, device: str, run_seed: int) -> None:
-        super().__init__(protocol, dim, device, run_seed)
+    def __init__(
+        self, protocol: ProtocolConfig, dim: int, device: str, run_seed: int, scenario: Scenario = CLASS_INCREMENTAL
+    ) -> None:
+        super().__init__(protocol, dim, device, run_seed, scenario)
         size, rng = protocol.head.projection, torch_rng("projection", run_seed)
         self._projection = torch.randn(dim, size, generator=rng, dtype=torch.float64).to(device)
         self._G, self._C = (torch.zeros(size, n, dtype=torch.float64, device=device) for n in (size, 0))
@@ -251,6 +262,8 @@ def _solve(G: Tensor, C: Tensor, ridge: float) -> Tensor | None:
 KINDS = {"linear": Serving, "zero_shot": Serving, "refit": Refit, "ncm": Means, "ridge": Ridge}
 
 
-def serving_of(protocol: ProtocolConfig, dim: int, device: str, run_seed: int) -> Serving:
+def serving_of(
+    protocol: ProtocolConfig, dim: int, device: str, run_seed: int, scenario: Scenario = CLASS_INCREMENTAL
+) -> Serving:
     """What the protocol asks for, before the first task; ``dim`` is the size D of a feature vector."""
-    return KINDS[protocol.head.kind](protocol, dim, device, run_seed)
+    return KINDS[protocol.head.kind](protocol, dim, device, run_seed, scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,14 +25,17 @@ def keep_task(folder: Path, backbone: Backbone, t: int, learnt: Learnt, start: W
     save_plain(folder / f"head_{t}.safetensors", learnt.heads[-1].tensors())
 
 
-def keep_config(folder: Path, cell: Cell, tasks: list[list[int]]) -> None:
-    """Write ``replay.yaml`` of a run: last, so that its presence says that the folder is whole."""
+def keep_config(folder: Path, cell: Cell, listing: dict[str, Any]) -> None:
+    """Write ``replay.yaml`` of a run: last, so that its presence says that the folder is whole.
+
+    ``listing`` is how it spells the order of tasks.
+    """
     image, train = cell.dataset.image, cell.protocol.train
     told = {
         "dataset": cell.request["dataset"], "name": cell.id, "source": f"clmerge run {cell.id}",
         "start": cell.method.start,
         "backbone": {"model": cell.protocol.backbone.model, "options": cell.protocol.backbone.options},
-        "tasks": tasks, "run_seed": cell.run_seed, "mean": image.mean, "std": image.std,
+        **listing, "run_seed": cell.run_seed, "mean": image.mean, "std": image.std,
         "temperature": train.temperature, "batch": train.batch, "fisher_samples": cell.protocol.fisher_samples,
         "eval_batch": cell.protocol.eval_batch,
     }  # fmt: skip

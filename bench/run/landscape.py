@@ -165,8 +165,8 @@ def _step(
         logits = _logits(backbone, old * (1 - alpha) + trained * alpha, heads, stream, seen, cell.protocol.eval_batch)
         points.append(Point(alpha, _readings(logits, stream, seen, cell.protocol.train.temperature)))
         if alpha == 0:
-            known = [(x[:, : seen[-1].columns.start], task) for x, task in zip(logits[:-1], seen, strict=False)]
-            right = [int((x.argmax(1) == _truth(stream, task)).sum()) for x, task in known]
+            known = _logits(backbone, old, heads[:-1], stream, seen[:-1], cell.protocol.eval_batch)
+            right = [int((x.argmax(1) == _truth(stream, task)).sum()) for x, task in zip(known, seen[:-1], strict=True)]
             differing += _differing(right, record["counts"][t - 2])
         if alpha == 1:
             differing += _differing([points[-1].readings[-1].correct], [record["before_merge"][t - 1]])
@@ -181,7 +181,7 @@ def _logits(
     backbone: Backbone, weights: Weights, heads: Sequence[Head], stream: Stream, tasks: Sequence[TaskData], batch: int
 ) -> list[Tensor]:
     """Per task (images, classes seen), in the batches that a run evaluates in."""
-    head, index = concatenate(heads), torch.cat([task.test for task in tasks])
+    head, index = concatenate(stream.scenario.open_heads(heads)), torch.cat([task.test for task in tasks])
     found = torch.cat([head(backbone.features(weights, stream.test_images[part])) for part in index.split(batch)])
     return list(found.split([len(task.test) for task in tasks]))
 

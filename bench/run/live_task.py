@@ -155,9 +155,9 @@ class LiveTask:
         if heads == "current":
             return self.heads[-1](features)
         if heads == "old":
-            return concatenate(self.heads[:-1])(features)
+            return concatenate(self.stream.scenario.open_heads(self.heads[:-1]))(features)
         if heads == "seen":
-            return concatenate(self.heads)(features)
+            return concatenate(self.stream.scenario.open_heads(self.heads))(features)
         if heads == "fresh":
             content, std = self.current.content, self.protocol.head.init_std
             head = new_head(
@@ -166,12 +166,16 @@ class LiveTask:
             return head(features)
         raise ValueError(f"unknown heads {heads!r}; known: current, old, seen, fresh")
 
+    def columns(self, t: int) -> range:
+        """Task t's columns of the logits of heads "seen"."""
+        return self.stream.tasks[t - 1].columns
+
     def accuracy(self, weights: Weights) -> float:
         """Fraction right among all classes seen, on the validation images of all tasks seen."""
         self._need("validation")
         with torch.inference_mode():
             index = torch.cat([task.val for task in self.stream.tasks[: self.t]])
-            head = concatenate(self.heads)
+            head = concatenate(self.stream.scenario.open_heads(self.heads))
             hits = sum(
                 int(
                     (

@@ -46,12 +46,14 @@ def train(
     run_seed: int,
     record: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda step, total: None,
+    earlier: Sequence[Head] = (),
 ) -> Learnt:
     """Train the adapter and the heads of ``tasks`` (the current one; all seen for a joint reference) from ``start``.
 
     ``record`` asks for by-products: ``snapshots:K``, copies of theta at equal distances; ``grad_sq``, the
     exponential average of the squared gradient of the task loss in the dense weights, bias-corrected as in Adam.
-    ``progress`` is told (steps done, of how many) after each step.
+    ``progress`` is told (steps done, of how many) after each step. ``earlier`` are the heads of the tasks before, which
+    a head that all tasks share goes on from.
 
     Raises:
         FloatingPointError: training diverged.
@@ -62,7 +64,10 @@ def train(
     # A fixed A is one draw for the whole run, a trained one is drawn anew for each task.
     draw = derive(protocol.adapter, run_seed, *([content] if "A" in trainer.factors else []))
     adapter = backbone.adapter(start, trainer.factors, draw) if trainer.adapt else Frozen(start)
-    head, sizes = training_heads(protocol.head, tasks, backbone.dim, device, run_seed), [len(t.columns) for t in tasks]
+    scenario = stream.scenario
+    headed = [group[0] for group in scenario.by_head(tasks)]  # a head has the columns of its first task
+    head = training_heads(protocol.head, headed, backbone.dim, device, run_seed, scenario, earlier)
+    sizes = [len(task.columns) for task in headed]
     trained = [([p.requires_grad_() for p in head.parameters], config.head_lr), (adapter.parameters, config.lr)]
     groups = [{"params": parameters, "lr": lr} for parameters, lr in trained if parameters]
     if not groups:  # text rows on a frozen backbone
@@ -72,7 +77,7 @@ def train(
     labels = stream.train_columns - tasks[0].columns.start
     if trainer.softmax == "own" and config.label_smoothing:
         raise ValueError("train.label_smoothing and a trainer with softmax='own' do not combine")
-    foreign = _other_tasks_columns(tasks, device) if trainer.softmax == "own" else None
+    foreign = _other_heads_columns(headed, device) if trainer.softmax == "own" else None
     total = config.epochs * config.passes * math.ceil(len(index) / config.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(config, step, total))
     low = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
@@ -165,7 +170,7 @@ def _snapshot_steps(record: Sequence[str], total: int) -> set[int]:
     return steps
 
 
-def _other_tasks_columns(tasks: Sequence[TaskData], device: str) -> Tensor:
-    """(classes, classes) bool: for a sample of class y, which columns belong to another task than y's."""
+def _other_heads_columns(tasks: Sequence[TaskData], device: str) -> Tensor:
+    """(classes, classes) bool: for a sample of class y, which columns belong to the head of another task than y's."""
     owner = torch.cat([torch.full((len(task.columns),), task.t) for task in tasks])
     return (owner[:, None] != owner[None, :]).to(device)

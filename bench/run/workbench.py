@@ -46,7 +46,7 @@ class Workbench:
         """The cell's stream with its images on the device."""
         protocol = cell.protocol
         place = (cell.n_tasks, cell.class_order_seed, cell.eval_split, protocol.val_fraction, self.device)
-        order = (cell.task_classes, protocol.class_order)
+        order = (cell.task_classes, protocol.class_order, cell.scenario)
         return self._keep(
             "stream",
             (cell.dataset, protocol.image, place, order),

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.data import stream as module
 from bench.data.class_order import boundaries, class_order
 from bench.data.dataset import Dataset
-from bench.data.stream import Stream, content_of
+from bench.data.scenario import CLASS_INCREMENTAL, listed
+from bench.data.stream import Stream
 
 
 def made(per_class: list[int], test_per_class: int = 2, key: str = "made") -> Dataset:
@@ -165,12 +165,11 @@ def test_test_images_are_unreachable_while_tuning() -> None:
 
 
 # ---- the two seeds -------------------------------------------------------------------------------------------------
-def test_content_names_classes_in_order_and_not_the_place_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_names_classes_in_order_and_not_the_place_in_the_stream() -> None:
     data = made([6] * 6)
     there = Stream(data, 2, 0)
     order = there.class_order
-    monkeypatch.setattr(module, "class_order", lambda *_: [*order[3:], *order[:3]])
-    back = Stream(data, 2, 0)
+    back = Stream(data, 2, 0, order_kind=[*order[3:], *order[:3]])
     for here, now in zip(there.tasks, reversed(back.tasks), strict=True):
         assert here.t != now.t
         assert here.content == now.content
@@ -181,7 +180,8 @@ def test_content_names_classes_in_order_and_not_the_place_in_the_stream(monkeypa
 
 def test_content_tells_datasets_classes_and_their_order_apart() -> None:
     names = [("a", [1, 2]), ("b", [1, 2]), ("a", [2, 1]), ("a", [12]), ("a", [1])]
-    assert len({content_of(*name) for name in names}) == len(names)
+    told = {CLASS_INCREMENTAL.content(dataset, listed([classes])[0]) for dataset, classes in names}
+    assert len(told) == len(names)
     assert len({t.content for t in Stream(made([6] * 12), 12, 3).tasks}) == 12
 
 

@@ -105,7 +105,6 @@ def test_the_buffer_holds_training_images_of_each_task_and_its_bytes_are_counted
     image = stream.train_images[0].numel()
     assert [tuple(b.shape) for b in rule.buffer] == [(24, *stream.train_images.shape[1:])] * 2
     assert all(b.dtype == torch.uint8 for b in rule.buffer)
-    assert rule.widths == [5, 5]
     assert nbytes(rule, images=True) == 2 * 24 * image
     assert nbytes(rule) == 2 * 24 * image + 2 * live(1).pretrained.nbytes
     for kept, task in zip(rule.buffer, stream.tasks, strict=True):
@@ -120,7 +119,7 @@ def test_the_current_images_alone_need_no_buffer_and_give_another_answer(key: st
     rule = tuned(key, images="current")
     alone = through(rule, live(1), live(2))
     assert nbytes(rule, images=True) == 0
-    assert rule.buffer == rule.widths == []
+    assert rule.buffer == []
     assert alone.digest() != through(tuned(key), live(1), live(2)).digest()
     one = [through(tuned(key, images=images), live(1)).digest() for images in ("current", "buffer")]
     assert one[0] == one[1]

@@ -16,7 +16,6 @@ from bench.common.cache import Store
 from bench.common.seeds import derive
 from bench.config.files import load_protocol
 from bench.config.schema import ProtocolConfig, SuiteConfig, TrainConfig
-from bench.data import stream as stream_module
 from bench.data.dataset import Dataset
 from bench.data.stream import Stream
 from bench.method import Trainer
@@ -83,12 +82,11 @@ def test_full_fine_tuning_is_repeatable_too(run: Train, full_backbone: Backbone)
 
 
 def test_a_tasks_training_does_not_depend_on_its_place_in_the_stream(
-    run: Train, digits: Dataset, stream: Stream, plain: Learnt, monkeypatch: pytest.MonkeyPatch
+    run: Train, digits: Dataset, stream: Stream, plain: Learnt
 ) -> None:
     """The same classes in the same order, first in one class order and second in another: the same bits."""
     order = stream.class_order
-    monkeypatch.setattr(stream_module, "class_order", lambda classes, seed, kind: [*order[5:], *order[:5]])
-    turned = Stream(digits, 2, class_order_seed=1)
+    turned = Stream(digits, 2, class_order_seed=1, order_kind=[*order[5:], *order[:5]])
     assert turned.tasks[1].classes == stream.tasks[0].classes
     assert bits(run(tasks=slice(1, 2), on=turned)) == bits(plain)
 
@@ -302,7 +300,7 @@ def test_by_products_lie_in_the_store_with_the_training(stream: Stream, tmp_path
 
     def ask(*record: str) -> tuple[Learnt, bool]:
         models = TrainedHere(cell, bench.store, stream, backbone, trainer, record)
-        model = models.of(stream.tasks[0], backbone.pretrained)
+        model = models.of(stream.tasks[0], backbone.pretrained, [])
         return model.learnt, model.spent > 0
 
     def by_products(learnt: Learnt) -> dict[str, list[str]]:

@@ -36,7 +36,6 @@ class EntropyRule(TaskVectorRule):
     keep: int = option(64, help="images kept of each past task", ge=1)
     taus: Tensor = state(list)  #: (t, P); a list, while it is empty
     buffer: list[Tensor] = state(list, images=True)  #: of each past task (keep, C, H, W)
-    widths: list[int] = state(list)  #: classes of each past task's head
 
     def add(self, task: Task) -> None:
         """Keep tau_t as the last row of ``taus``."""
@@ -52,7 +51,6 @@ class EntropyRule(TaskVectorRule):
             initial: coefficients of any shape.
             theta: the merged weights, differentiable in them.
         """
-        import torch
 
         from bench.method.tools.minimise import minimise
 
@@ -69,8 +67,6 @@ class EntropyRule(TaskVectorRule):
             task.log(entropy_first=float(told[0]), entropy_last=float(told[-1]))
         if told and self.images == "buffer":
             [(x, _)] = task.batches(self.keep, 1)
-            with torch.no_grad():
-                self.widths = [*self.widths, task.logits(task.trained, x[:1]).shape[1]]
             self.buffer = [*self.buffer, x]
         return c
 
@@ -89,7 +85,8 @@ class EntropyRule(TaskVectorRule):
         """The sum over tasks of the mean entropy under the task's own head: one forward pass for all of them."""
         import torch
 
-        logits = task.logits(weights, torch.cat(images), "seen" if self.buffer else "current")
-        widths = [*self.widths, logits.shape[1] - sum(self.widths)]
-        rows = logits.split([len(x) for x in images])
-        return torch.stack([entropy(row.split(widths, dim=1)[i]) for i, row in enumerate(rows)]).sum()
+        if not self.buffer:
+            return entropy(task.logits(weights, images[0]))
+        rows = task.logits(weights, torch.cat(images), "seen").split([len(x) for x in images])
+        own = [task.columns(t) for t in range(1, task.t + 1)]
+        return torch.stack([entropy(row[:, c.start : c.stop]) for row, c in zip(rows, own, strict=True)]).sum()
