@@ -14,6 +14,7 @@ from bench.common.errors import UserError
 from bench.registry import Registry, plugin_places
 
 if TYPE_CHECKING:
+    from bench.report.figures.landscape import MergePath
     from bench.run.landscape import Step
 
 
@@ -76,7 +77,7 @@ def landscape(
         steps = walk(cell, read_record(results / "runs" / cell.id / "cell.json"), bench, step)
         title = f"{cell.dataset.key}, T = {cell.n_tasks}, protocol {cell.protocol.key}: {cell.method.key}"
         with paper_style():
-            drawn = rendered(landscape_figure(steps, title))
+            drawn = rendered(landscape_figure([merge_path(each) for each in steps], title))
         files: dict[str, str | bytes] = {"csv": csv(steps), **drawn}
         for kind, content in files.items():
             write_atomic(out / f"{cell.id}.{kind}", content)
@@ -88,25 +89,45 @@ def landscape(
         sys.exit(1)
 
 
+def merge_path(step: Step) -> MergePath:
+    """What the figure draws of a step."""
+    from bench.report.figures.landscape import ALL, NEW, OLD, MergePath
+
+    groups = {OLD: slice(0, step.t - 1), NEW: slice(step.t - 1, None), ALL: slice(None)}
+    lines = {(name, given): (tasks, given) for name, tasks in groups.items() for given in (False, True)}
+    return MergePath(
+        step.t,
+        [point.alpha for point in step.points],
+        {key: [point.accuracy(*which) for point in step.points] for key, which in lines.items()},
+        {key: [point.loss(*which) for point in step.points] for key, which in lines.items()},
+        step.served.alpha,
+        {name: step.served.accuracy(tasks) for name, tasks in groups.items()},
+        {name: step.served.loss(tasks) for name, tasks in groups.items()},
+        step.closed_form,
+        step.off_path,
+    )
+
+
 def _print(cell_id: str, steps: list[Step], quiet: bool) -> None:
-    import pandas as pd
     from rich.console import Console
 
-    from bench.report.tables import terminal_table
+    from bench.report.section import TableSection
 
-    frame = pd.DataFrame(
-        {
-            "t": str(step.t),
-            "1/t": f"{1 / step.t:.3f}",
-            "closed form": "-" if step.closed_form is None else f"{step.closed_form:.3f}",
-            "served": f"{step.served.alpha:.3f}",
-            "off path": f"{step.off_path:.3f}",
-        }
-        | {name: f"{alpha:.2f}" for name, alpha in step.best().items()}
+    heads = ["t", "1/t", "closed form", "served", "off path", *steps[0].best()]
+    rows = [
+        [
+            str(step.t),
+            f"{1 / step.t:.3f}",
+            "-" if step.closed_form is None else f"{step.closed_form:.3f}",
+            f"{step.served.alpha:.3f}",
+            f"{step.off_path:.3f}",
+            *(f"{alpha:.2f}" for alpha in step.best().values()),
+        ]
         for step in steps
-    )
+    ]
     # A pipe has no width: print wide rather than cut columns off.
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(terminal_table(frame, cell_id))
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(TableSection(cell_id, [(head,) for head in heads], rows).terminal())
     differing = sum(step.differing for step in steps)
     if differing:
         click.echo(f"note: {differing} predictions differ from the record's: other rounding on this machine", err=True)

@@ -16,7 +16,7 @@ from bench.registry import Registry, plugin_places
 if TYPE_CHECKING:
     from bench.execute.execute import Execution
     from bench.plan.cell import Cell
-    from bench.report.papers.cells import Measured
+    from bench.report.papers.cells import MeasuredTable
     from bench.report.papers.verdicts import Verdicts
 
 
@@ -45,7 +45,7 @@ def paper(
     from bench.config.files import named_file
     from bench.report.page import gathered
     from bench.report.papers.cells import measure
-    from bench.report.papers.formats import html, write
+    from bench.report.papers.formats import document, write
     from bench.report.papers.layout import PAPER_TABLES, load_table
     from bench.report.papers.published import load_families
     from bench.report.papers.verdicts import judge
@@ -55,7 +55,7 @@ def paper(
     wanted, families = [load_table(path) for path in paths], load_families()
     registry, folders = Registry.load(plugins), [p for p in plugin_places(plugins)[1:] if p.is_dir()]
 
-    def found() -> tuple[list[Measured], Verdicts]:
+    def found() -> tuple[list[MeasuredTable], Verdicts]:
         rows = _rows(results, data, plugins)
         return (
             [measure(table, registry, folders, rows, families) for table in wanted],
@@ -75,17 +75,19 @@ def paper(
         measured, verdicts = found()
     files = [file for table in measured for file in write(table, out)]
     about = "Measured and published numbers never share a column; a cell without a run says so."
-    index = gathered("Tables of papers", about, {each.table.title: html(each) for each in measured})
+    index = gathered(
+        "Tables of papers", about, {each.table.title: document(each).html(each.table.key) for each in measured}
+    )
     for name, text in {
-        "verdicts.md": verdicts.markdown(),
+        "verdicts.md": verdicts.document().markdown(),
         "verdicts.csv": verdicts.csv(),
         "index.html": index,
     }.items():
         write_atomic(out / name, text)
     if not quiet:
         _print(measured, data)
-        told = ", ".join(f"{count} {outcome}" for outcome, count in verdicts.counts().items())
-        click.echo(f"published numbers: {told}\n{os.path.relpath(out)}: {len(files) + 3} files")
+        counts = ", ".join(f"{count} {judgement}" for judgement, count in verdicts.counts().items())
+        click.echo(f"published numbers: {counts}\n{os.path.relpath(out)}: {len(files) + 3} files")
     if failed:
         click.echo(f"{len(failed)} cells failed; the same command tries them again", err=True)
         sys.exit(1)
@@ -99,7 +101,9 @@ def _rows(results: Path, data: Path, plugins: tuple[Path, ...]) -> dict[str, Any
     return {row["id"]: row for row in detailed_rows(iter_records(results), standings_in(results, data, plugins))}
 
 
-def _run(measured: list[Measured], registry: Registry, folders: list[Path], execution: Execution) -> dict[str, str]:
+def _run(
+    measured: list[MeasuredTable], registry: Registry, folders: list[Path], execution: Execution
+) -> dict[str, str]:
     """Run what is missing or failed and can be run here; returns the failures."""
     from bench.common.cache import Store
     from bench.execute.execute import execute
@@ -135,7 +139,7 @@ def _run(measured: list[Measured], registry: Registry, folders: list[Path], exec
     return execute(pack(plan.to_run, processes), execution, threads).failed
 
 
-def _print(measured: list[Measured], data: Path) -> None:
+def _print(measured: list[MeasuredTable], data: Path) -> None:
     """What is there of each table, and which data is not on this machine."""
     from rich.console import Console
     from rich.table import Table

@@ -28,14 +28,16 @@ def results(
     eval_split: str,
 ) -> None:
     """Print one row a cell: coordinates, metrics (percent, unrounded), costs."""
-    from bench.report.rows import csv_text, write_csv
+    from bench.common.csv_text import csv_text
+    from bench.common.files import write_atomic
+    from bench.report.columns import RESULTS
 
-    found = table_rows(results, standings_in(results, data, plugins), eval_split)
+    rows = table_rows(results, standings_in(results, data, plugins), eval_split)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(rows, indent=1))
     elif csv_file and csv_file != "-":
-        write_csv(found, Path(csv_file))
+        write_atomic(Path(csv_file), csv_text(rows, RESULTS))
         if not quiet:
-            click.echo(f"{csv_file}: {len(found)} cells")
+            click.echo(f"{csv_file}: {len(rows)} cells")
     else:
-        click.echo(csv_text(found), nl=False)
+        click.echo(csv_text(rows, RESULTS), nl=False)

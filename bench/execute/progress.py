@@ -114,7 +114,7 @@ class Display:
         if reason is not None:
             self.failed(f"{count} {cell.id}", reason, record_path(self._results, cell.id))
         elif not self._live:
-            accuracy = metrics.row(record)["a_last"]
+            accuracy = metrics.a_last(record["counts"])
             self._console.print(f"{count} {name(cell)}  A_last {accuracy:.1f}  {record['totals']['wall_s']:.1f} s")
 
     def failed(self, what: str, reason: str, where: Path) -> None:

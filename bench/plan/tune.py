@@ -187,7 +187,7 @@ def choose(search: Search, results: Path) -> Choice:
 
 def _score(trial: Trial, results: Path) -> float | None:
     records = [read_record(results / "runs" / cell.id / "cell.json") for cell in trial.cells]
-    values = [metrics.row(record)["a_last"] for record in records]
+    values = [metrics.a_last(record["counts"]) if record["status"] == "done" else None for record in records]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None
 

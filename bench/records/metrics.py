@@ -9,26 +9,13 @@ has no forgetting, and neither has a method whose earlier rows are absent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
 from math import fsum
 from typing import Any, Literal
 
 Pair = Sequence[int]
 Counts = Sequence[Sequence[Pair] | None]
 By = Literal["samples", "tasks"]
-
-COLUMNS = (
-    "a_last",
-    "avg_acc",
-    "forgetting",
-    "a_last_taskmean",
-    "avg_acc_taskmean",
-    "forgetting_taskmean",
-    "a_last_taskaware",
-    "learn_acc",
-    "merge_drop",
-)
 
 
 def check(counts: Any) -> None:
@@ -116,8 +103,8 @@ def merge_drop(counts: Counts, before: Sequence[Pair | None]) -> float | None:
     if len(before) != len(counts):
         return None
     return _mean(
-        None if pair is None or own is None else _percent(pair) - own
-        for pair, own in zip(before, _diagonal(counts), strict=True)
+        None if pair is None or served is None else _percent(pair) - served
+        for pair, served in zip(before, _diagonal(counts), strict=True)
     )
 
 
@@ -126,113 +113,18 @@ def drift(counts: Counts) -> float | None:
 
     So for T > 1: A_last (task mean) = mean of before_i - merge_drop - drift.
     """
-    value = bwt_all(counts)
-    return None if value is None else -value
+    diagonal = _diagonal(counts)
+    if len(counts) < 2 or counts[-1] is None:
+        return None
+    losses = (
+        None if learnt is None else learnt - _percent(pair) for pair, learnt in zip(counts[-1], diagonal, strict=True)
+    )
+    return _mean(losses)
 
 
 def forgetting_max_incl(counts: Counts) -> float | None:
     """Forgetting with the maximum over t <= T (LAMDA-PILOT, Mammoth): never negative, so it hides positive transfer."""
     return _over_earlier(counts, lambda column: max(column) - column[-1], "tasks")
-
-
-def forgetting_first(counts: Counts) -> float | None:
-    """Mean over i < T of a[i,i] - a[T,i] (Avalanche), which is -BWT."""
-    return _over_earlier(counts, lambda column: column[0] - column[-1], "tasks")
-
-
-def forgetting_coda(counts: Counts) -> float | None:
-    """Mean over t = 2..T of the mean over i < t of a[t-1,i] - a[t,i] (CODA-Prompt, 2211.13218)."""
-    rows = _rows(counts)
-    if rows is None or len(rows) < 2:
-        return None
-    return _mean(_mean(a - b for a, b in zip(old, new, strict=False)) for old, new in pairwise(rows))
-
-
-def forgetting_libcontinual(counts: Counts) -> float | None:
-    """Sum over i <= T-2 of a[i,i] - a[T,i], divided by T-1: LibContinual's off-by-one, kept to read its numbers."""
-    rows = _rows(counts)
-    if rows is None or len(rows) < 2:
-        return None
-    last = len(rows) - 1
-    return fsum(rows[i][i] - rows[last][i] for i in range(last - 1)) / last
-
-
-def bwt_all(counts: Counts) -> float | None:
-    """Backward transfer over all T tasks, the last (always 0) included (FusionBench)."""
-    diagonal = _diagonal(counts)
-    if len(counts) < 2 or counts[-1] is None:
-        return None
-    return _mean(None if own is None else _percent(pair) - own for pair, own in zip(counts[-1], diagonal, strict=True))
-
-
-def bwt_libcontinual(counts: Counts) -> float | None:
-    """Sum over t and i <= t-2 of a[t,i] - a[i,i], divided by T (T-1) / 2: LibContinual's, over all rows, without the
-    newest old task of each but with the divisor of all pairs.
-    """
-    rows = _rows(counts)
-    if rows is None or len(rows) < 2:
-        return None
-    pairs = [(t, i) for t in range(len(rows)) for i in range(t - 1)]
-    return fsum(rows[t][i] - rows[i][i] for t, i in pairs) / (len(rows) * (len(rows) - 1) / 2)
-
-
-VARIANTS: dict[str, Callable[[Counts], float | None]] = {
-    function.__name__: function
-    for function in (
-        forgetting_max_incl,
-        forgetting_first,
-        forgetting_coda,
-        forgetting_libcontinual,
-        bwt_all,
-        bwt_libcontinual,
-    )
-}
-
-
-def row(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metric columns (``COLUMNS``) of one record; all ``None`` where the cell is not done or has no last row.
-
-    The record's counts must have passed :func:`check`. Headline columns are sample-weighted, ``*_taskmean`` are task
-    means, ``learn_acc`` and ``merge_drop`` are means over tasks.
-    """
-    counts, aware = record.get("counts"), record.get("counts_taskaware")
-    if record.get("status") != "done" or not counts or counts[-1] is None:
-        return dict.fromkeys(COLUMNS)
-    return {
-        "a_last": a_last(counts),
-        "avg_acc": avg_acc(counts),
-        "forgetting": forgetting(counts),
-        "a_last_taskmean": a_last(counts, "tasks"),
-        "avg_acc_taskmean": avg_acc(counts, "tasks"),
-        "forgetting_taskmean": forgetting(counts, "tasks"),
-        "a_last_taskaware": a_last(aware) if aware else None,
-        "learn_acc": learn_acc(counts),
-        "merge_drop": merge_drop(counts, _before(record)),
-    }
-
-
-def _before(record: Mapping[str, Any]) -> Sequence[Pair | None]:
-    """Counts just before merging: of the heads as trained, so they say nothing where others were fitted later."""
-    kind = ((record.get("protocol") or {}).get("head") or {}).get("kind", "linear")
-    return record.get("before_merge") or () if kind in ("linear", "zero_shot") else ()
-
-
-def more(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What tables and figures show beside the contract's columns, for a done cell; empty for any other.
-
-    ``curve`` is [A_1..A_T] sample-weighted, ``forgetting_taskaware`` the forgetting when the true task is known, then
-    ``bwt``, ``drift`` and the named variants.
-    """
-    counts, aware = record.get("counts"), record.get("counts_taskaware")
-    if record.get("status") != "done" or not counts:
-        return {}
-    values = {name: variant(counts) for name, variant in VARIANTS.items()}
-    return values | {
-        "curve": curve(counts),
-        "forgetting_taskaware": forgetting(aware) if aware else None,
-        "bwt": bwt(counts),
-        "drift": drift(counts),
-    }
 
 
 def _percent(pair: Pair) -> float:

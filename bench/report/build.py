@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
-from bench.common.errors import UserError, unknown
+from bench.common.errors import UserError
 from bench.common.files import write_atomic
 from bench.config.files import read_yaml
 from bench.config.schema import Section
 from bench.records.record import Record, Standing, iter_records
 from bench.report import gaps, page, tables
+from bench.report.columns import check_columns
 from bench.report.figures import KINDS, FigureConfig, draw
-from bench.report.inference import contrasts, factorial, regret
-from bench.report.inference import ranks as critical
+from bench.report.inference import contrasts, factorial, heat_map, regret
 from bench.report.inference.factorial import FactorialConfig
-from bench.report.inference.ranks import CriticalConfig
 from bench.report.inference.regret import RegretConfig
-from bench.report.rows import NO_STANDINGS, Row, detailed_rows, labelled
+from bench.report.rows import NO_STANDINGS, Row, detailed_rows, grouped, labelled
+from bench.report.section import Document, TableSection
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 MORE_FIGURES = {
     "heatmap": "Heat map of the factorial",
     "regret": "How much is left to gain",
-    "critical": "Average ranks over datasets",
 }
 
 
@@ -41,10 +40,9 @@ class ReportConfig(Section):
     protocol: str | None = None  #: only cells under this protocol; None: all, a block each
     methods: list[str] = []  #: order of the rows; others follow, best A_last first
     columns: list[str] = list(tables.DEFAULT_COLUMNS)
-    families: list[contrasts.Family] = []
+    families: list[contrasts.ContrastFamily] = []
     factorial: FactorialConfig | None = None  #: two tables and a heat map in place of one table
     regret: RegretConfig | None = None
-    critical: CriticalConfig | None = None  #: average ranks over independent datasets
     figures: list[FigureConfig] | None = None  #: None: accuracy over tasks, where there is no heat map instead
 
     @field_validator("figures")
@@ -66,11 +64,7 @@ class ReportConfig(Section):
     @field_validator("columns")
     @classmethod
     def _columns(cls, columns: list[str]) -> list[str]:
-        for name in columns:
-            if name not in tables.HEADERS:
-                raise ValueError(str(unknown("column", name, tables.HEADERS)))
-        if any(name.startswith("forgetting") for name in columns) and "learn_acc" not in columns:
-            raise ValueError("forgetting is shown only beside learn_acc, because what learns nothing forgets least")
+        check_columns(columns)
         return columns
 
 
@@ -85,35 +79,41 @@ class Report:
     notes: list[str]  #: what is not in the tables, and why
     gaps: dict[str, list[str]]  #: what is incomplete: kind, and a line a stream
 
+    def sections(self) -> list[TableSection]:
+        """A table a block; each can be printed alone."""
+        return [tables.section(block, self.config.columns, block.all_notes()) for block in self.blocks]
+
+    def document(self) -> Document:
+        """The tables, and what is not in them."""
+        return Document(self.config.title, self.sections(), self.notes, self.config.caption)
+
     def markdown(self) -> str:
-        """The tables as one Markdown document."""
-        parts = [f"# {tables.escape_markdown(self.config.title)}", tables.escape_markdown(self.config.caption.strip())]
-        parts.append(tables.markdown(self.blocks, self.config.columns))
-        parts.append("\n".join(f"- {tables.escape_markdown(note)}" for note in self.notes))
-        parts += ["## What is incomplete"] if self.gaps else []
-        for kind, lines in self.gaps.items():
-            parts += [f"{kind}:", "\n".join(f"- {tables.escape_markdown(line)}" for line in lines)]
-        return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+        """The tables and what is incomplete as one Markdown document."""
+        missing = [TableSection(kind, notes=lines, level=3) for kind, lines in self.gaps.items()]
+        head = [TableSection("What is incomplete")] if missing else []
+        parts = [self.document().markdown(), *(section.markdown() + "\n" for section in [*head, *missing])]
+        return "\n".join(parts)
 
     def latex(self) -> str:
         """The tables as booktabs floats."""
-        return tables.latex(self.blocks, self.config.columns, self.config.caption)
+        return replace(self.document(), notes=()).latex()
 
     def terminal(self) -> Group:
         """The tables for ``rich``, and the declared contrasts where there are repeats enough to test any."""
         from rich.console import Group
         from rich.text import Text
 
-        parts = [Text(self.config.caption.strip())] if self.config.caption else []
-        notes = [Text(note, style="dim") for note in self.notes]
-        tested = any(result.p is not None for result in self.contrasts.results)
-        declared: list[Any] = [self.contrasts.terminal()] if tested else []
-        if self.contrasts.results and not tested:
-            few = (
-                f"Declared contrasts are tested from {contrasts.MIN_REPEATS} repeats on; `clmerge report` writes them."
-            )
-            declared = [Text(few, style="dim")]
-        return Group(*parts, tables.terminal(self.blocks, self.config.columns), *notes, *declared)
+        small: list[Any] = [Text(self.config.caption.strip())] if self.config.caption else []
+        sections = [tables.section(block, self.config.columns, block.notes) for block in self.blocks]
+        outdated = [f"Outdated and not counted: {line}" for line in self.gaps.get(gaps.OUTDATED, ())]
+        legend = tables.legend(line for block in self.blocks for line in block.lines)
+        parts = [*small, Document("", sections, [*legend, *self.notes, *outdated]).terminal()]
+        if any(result.p is not None for result in self.contrasts.results):
+            parts.append(self.contrasts.document().terminal())
+        elif self.contrasts.results:
+            few = f"Declared contrasts are tested from {contrasts.MIN_REPEATS} repeats on; "
+            parts.append(Text(few + "`clmerge report` writes them.", style="dim"))
+        return Group(*parts)
 
 
 def build_report(
@@ -136,22 +136,21 @@ def build_report(
         UserError: no records (of the report's protocol), or a mistake in the report file.
     """
     config = ReportConfig() if report_yaml is None else read_yaml(report_yaml, ReportConfig)
-    every = detailed_rows(_told(results_dir, only, seen), standings)
+    every = detailed_rows(_asked(results_dir, only, seen), standings)
     known = [row for row in every if row["dataset"] is not None]
     # A protocol with overrides, "embedded[train.lr=0.003]", is a block of its own in the same report.
-    mine = [row for row in known if config.protocol in (None, row["protocol"].partition("[")[0])]
-    if not mine:
+    shown = [row for row in known if config.protocol in (None, row["protocol"].partition("[")[0])]
+    if not shown:
         under = f" under protocol {config.protocol!r} ({report_yaml}: protocol)" if config.protocol else ""
         raise UserError(f"{results_dir / 'runs'}: no records{under}; run some cells first, or name another --results")
-    rows = labelled(mine)
+    rows = labelled(shown)
     for row in rows:
         row["predictions"] = results_dir / "runs" / row["id"] / "pred.npz"
-    others = len(known) - len(mine)
+    others = len(known) - len(shown)
     notes = [f"{others} cells under other protocols are not in this report."] if others else []
-    notes += [f"Damaged and not counted: {row['id']} ({row['reason']})." for row in every if row["status"] == "damaged"]
-    notes += [
-        f"Outdated and not counted: {row['id']} ({row['reason']})." for row in mine if row["status"] == "outdated"
-    ]
+    damaged = grouped((row for row in every if row["status"] == "damaged"), ("reason",))
+    for (reason,), group in damaged.items():
+        notes.append(f"Damaged and not counted: {gaps.some(row['id'] for row in group)} ({reason}).")
     if config.factorial:
         blocks = factorial.blocks(config.factorial, rows, config.methods)
     else:
@@ -160,7 +159,9 @@ def build_report(
     return Report(config, rows, blocks, tested, notes, gaps.incomplete(rows, [] if only else _begun(results_dir)))
 
 
-def _told(results_dir: Path, only: Collection[str] | None, seen: Callable[[Record], object] | None) -> Iterator[Record]:
+def _asked(
+    results_dir: Path, only: Collection[str] | None, seen: Callable[[Record], object] | None
+) -> Iterator[Record]:
     for record in iter_records(results_dir):
         if only is None or record["id"] in only:
             if seen:
@@ -177,39 +178,35 @@ def write_report(
     results_dir: Path, out_dir: Path, report_yaml: Path | None = None, standings: Mapping[str, Standing] = NO_STANDINGS
 ) -> list[Path]:
     """Write ``index.html``, ``table.{md,tex,csv}``, the report's figures (``<name>.{png,pdf}``) and, where declared,
-    ``contrasts.{md,csv}``, ``heatmap.{md,csv,png,pdf}``, ``regret.{md,csv,png,pdf}`` and ``critical.{md,csv,png,pdf}``.
+    ``contrasts.{md,csv}``, ``heatmap.{md,csv,png,pdf}`` and ``regret.{md,csv,png,pdf}``.
 
     Returns the files written. Raises as :func:`build_report`. A figure whose data is not there is left out, and a note
     in ``table.md`` says why.
     """
-    cells = page.Cells()
-    report = build_report(results_dir, report_yaml, standings, seen=cells.add)
-    ranked = critical.evaluate(report.config.critical, report.rows) if report.config.critical else None
+    records = page.PageRecords()
+    report = build_report(results_dir, report_yaml, standings, seen=records.add)
     labels = list(dict.fromkeys(line["label"] for block in report.blocks for line in block.lines))
     chosen = draw(report.config.shown_figures, report.rows, labels)
-    report = replace(report, notes=[*report.notes, *chosen.notes, *(ranked.notes if ranked else [])])
+    report = replace(report, notes=[*report.notes, *chosen.notes])
     files: dict[str, str | bytes] = {
         "table.md": report.markdown(),
         "table.tex": report.latex(),
         "table.csv": tables.table_csv(report.blocks),
     }
     if report.config.families:
-        files |= {"contrasts.md": report.contrasts.markdown(), "contrasts.csv": report.contrasts.csv()}
+        files |= {"contrasts.md": report.contrasts.document().markdown(), "contrasts.csv": report.contrasts.csv()}
     figures = chosen.drawn
     if report.config.factorial:
         maps = factorial.heat_maps(report.config.factorial, report.rows)
-        files |= {"heatmap.md": factorial.markdown(maps), "heatmap.csv": factorial.csv(maps)}
-        figures["heatmap"] = factorial.figure(maps)
+        files |= {"heatmap.md": factorial.document(maps).markdown(), "heatmap.csv": factorial.csv(maps)}
+        figures["heatmap"] = heat_map.figure(maps)
     if report.config.regret:
         lost = regret.evaluate(report.config.regret, report.rows)
-        files |= {"regret.md": lost.markdown(), "regret.csv": lost.csv()}
+        files |= {"regret.md": lost.document().markdown(), "regret.csv": lost.csv()}
         figures["regret"] = regret.figure(lost)
-    if ranked and ranked.rankings:
-        files |= {"critical.md": ranked.markdown(), "critical.csv": ranked.csv()}
-        figures["critical"] = ranked.figure()
     titles = {name: kind.title for name, kind in KINDS.items()} | MORE_FIGURES
     pictures = {titles[name]: figure["png"] for name, figure in figures.items() if figure}
-    files["index.html"] = page.html(report, cells, pictures)
+    files["index.html"] = page.html(report, records, pictures)
     files |= {f"{name}.{kind}": data for name, figure in figures.items() for kind, data in figure.items()}
     for name, data in files.items():
         write_atomic(out_dir / name, data)

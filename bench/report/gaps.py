@@ -27,57 +27,67 @@ def incomplete(rows: Sequence[Row], begun: Sequence[str] = ()) -> dict[str, list
         rows: labelled rows (see :func:`bench.report.rows.labelled`).
         begun: names of the folders that hold no record (yet).
     """
-    found: dict[str, list[str]] = {}
-    everywhere = {
-        stream: {row["variant"]: row["label"] for row in mine}
-        for stream, mine in grouped(rows, ("protocol", "eval_split")).items()
+    kinds: dict[str, list[str]] = {}
+    of_protocol = {
+        stream: {row["variant"]: row["label"] for row in group}
+        for stream, group in grouped(rows, ("protocol", "eval_split")).items()
     }
     for stream in grouped(rows, BLOCK).values():
-        methods = {label: mine for (label,), mine in grouped(stream, ("label",)).items()}
-        repeats = {_repeat(row) for row in stream}
-        with_status = {
-            status: {
-                label: wrong
-                for label, mine in methods.items()
-                if (wrong := [_repeat(row) for row in mine if row["status"] == status])
-            }
-            for status in ("failed", "outdated", "stale")
-        }
-        lacking = {
-            label: lost for label, mine in methods.items() if (lost := sorted(repeats - {_repeat(row) for row in mine}))
-        }
-        single = [label for label, mine in methods.items() if sum(row["status"] in MEASURED for row in mine) == 1]
-        here = {row["variant"] for row in stream}
-        known = everywhere[stream[0]["protocol"], stream[0]["eval_split"]]
-        not_run = [label for variant, label in known.items() if variant not in here]
-        lines = {
-            FAILED: _listed(with_status["failed"]),
-            OUTDATED: _listed(with_status["outdated"]),
-            STALE: _listed(with_status["stale"]),
-            MISSING: _listed(lacking, f" of {len(repeats)}"),
-            NOT_RUN: ", ".join(not_run),
-            SINGLE: f"all {len(single)} methods" if len(single) == len(methods) > 1 else ", ".join(single),
-        }
-        for kind, line in lines.items():
-            if line:
-                found.setdefault(kind, []).append(f"{stream_title(stream[0])}: {line}")
+        known = of_protocol[stream[0]["protocol"], stream[0]["eval_split"]]
+        for kind, lines in _of_stream(stream, known).items():
+            kinds.setdefault(kind, []).extend(f"{stream_title(stream[0])}: {line}" for line in lines if line)
     if begun:
-        found[BEGUN] = [_some(begun)]
-    order = (FAILED, OUTDATED, STALE, MISSING, NOT_RUN, SINGLE, BEGUN)
-    return {kind: found[kind] for kind in order if kind in found}
+        kinds[BEGUN] = [some(begun)]
+    return {kind: lines for kind, lines in kinds.items() if lines}
+
+
+def _of_stream(stream: Sequence[Row], known: Mapping[str, str]) -> dict[str, list[str]]:
+    """What one stream lacks, by kind; ``known`` are the variants that its protocol was run with, and their labels."""
+    methods = {label: group for (label,), group in grouped(stream, ("label",)).items()}
+    repeats = {_repeat(row) for row in stream}
+    lacking = {
+        label: missing
+        for label, group in methods.items()
+        if (missing := sorted(repeats - {_repeat(row) for row in group}))
+    }
+    single = [label for label, group in methods.items() if sum(row["status"] in MEASURED for row in group) == 1]
+    here = {row["variant"] for row in stream}
+    return {
+        FAILED: [_with_status(stream, "failed")],
+        OUTDATED: _outdated(stream),
+        STALE: [_with_status(stream, "stale")],
+        MISSING: [_listed(lacking, f" of {len(repeats)}")],
+        NOT_RUN: [", ".join(label for variant, label in known.items() if variant not in here)],
+        SINGLE: [f"all {len(single)} methods" if len(single) == len(methods) > 1 else ", ".join(single)],
+    }
+
+
+def _with_status(rows: Sequence[Row], status: str) -> str:
+    chosen = grouped((row for row in rows if row["status"] == status), ("label",))
+    return _listed({label: [_repeat(row) for row in group] for (label,), group in chosen.items()})
+
+
+def _outdated(rows: Sequence[Row]) -> list[str]:
+    """A line a reason, because one edit outdates many records; the rarest of many reasons share a line."""
+    reasons = grouped((row for row in rows if row["status"] == "outdated"), ("reason",))
+    most = sorted(reasons, key=lambda reason: -len(reasons[reason]))
+    lines = [f"{_with_status(reasons[reason], 'outdated')}: {reason[0]}" for reason in most[:NAMED]]
+    rest = [row for reason in most[NAMED:] for row in reasons[reason]]
+    return [*lines, f"{_with_status(rest, 'outdated')}: {len(most) - NAMED} other reasons"] if rest else lines
 
 
 def _listed(repeats: Mapping[str, Collection[str]], of: str = "") -> str:
     """Methods that have the same repeats in common share a line's entry."""
     labels: dict[tuple[str, ...], list[str]] = {}
-    for label, some in repeats.items():
-        labels.setdefault(tuple(some), []).append(label)
-    return "; ".join(f"{len(some)}{of} ({_some(some)}) of {', '.join(names)}" for some, names in labels.items())
+    for label, group in repeats.items():
+        labels.setdefault(tuple(group), []).append(label)
+    return "; ".join(f"{len(group)}{of} ({some(group)}) of {', '.join(names)}" for group, names in labels.items())
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _repeat(row: Row) -> str:

@@ -8,39 +8,25 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.records.record import Record
-from bench.report import tables
+from bench.report.columns import Column, shown_on
 from bench.report.rows import BLOCK, MEASURED, Row, grouped, stream_title
+from bench.report.section import rendered
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bench.report.build import Report
 
-TEMPLATES = Path(__file__).parent / "templates"
 #: of a record: what the row says already, and the logs that make most of it
 NOT_SHOWN = {"id", "format", "status", "coordinates", "tasks", "counts_taskaware", "before_merge_taskaware"}
 SHARED = ("method", "protocol", "code", "environment", "dataset")  #: stored once, cells point to them
 STATUSES = ("done", "stale", "outdated", "failed", "damaged")
-COLUMNS = {
-    "dataset": "Dataset",
-    "n_tasks": "T",
-    "protocol": "Protocol",
-    "eval_split": "Split",
-    "label": "Method",
-    "class_order_seed": "Order",
-    "run_seed": "Run",
-    "status": "Status",
-    "a_last": "A_last",
-    "learn_acc": "Learning accuracy",
-    "seconds": "Time (s)",
-}
+COLUMNS = shown_on("page")
 
 
 class Provenance(NamedTuple):
@@ -53,7 +39,7 @@ class Provenance(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cells:
+class PageRecords:
     """The records behind a page, in short; :meth:`add` is called with each as it is read."""
 
     shared: dict[str, int] = field(default_factory=dict)  #: JSON text to its place in the page's list
@@ -72,49 +58,39 @@ class Cells:
     def json(self, rows: Sequence[Row]) -> str:
         """The page's data: heads, shared parts, and of every row its columns, id and record. Safe inside HTML."""
         cells = (
-            f"[{_json([_rounded(row.get(name)) for name in COLUMNS])},{_json(row['id'])},{self.records[row['id']]}]"
+            f"[{_json([_shown(row, column) for column in COLUMNS])},{_json(row['id'])},{self.records[row['id']]}]"
             for row in rows
         )
-        heads, parts = _json(list(COLUMNS.values())), _json(SHARED)
+        heads, parts = _json([column.heading for column in COLUMNS]), _json(SHARED)
         text = f'{{"heads":{heads},"parts":{parts},"shared":[{",".join(self.shared)}],"cells":[{",".join(cells)}]}}'
         return text.replace("<", "\\u003c")  # else a title could end the script element
 
 
-class Table(NamedTuple):
-    """A frame of strings under a heading, with the lines that belong under it."""
-
-    title: str
-    frame: pd.DataFrame
-    notes: list[str]
-
-
-def html(report: Report, cells: Cells, figures: Mapping[str, bytes]) -> str:
+def html(report: Report, records: PageRecords, figures: Mapping[str, bytes]) -> str:
     """The page as text.
 
     Args:
-        report: what is shown; every cell of its rows must have been given to ``cells``.
-        cells: the records.
+        report: what is shown; the record of every row must have been given to ``records``.
+        records: what the page shows of them.
         figures: PNG by caption.
     """
     from markupsafe import Markup
 
-    shown = [
-        Table(block.title, tables.printed(block, report.config.columns), block.all_notes()) for block in report.blocks
-    ]
-    declared = [Table(title, frame, []) for title, frame in report.contrasts.tables().items()]
+    contrasts = report.contrasts.document()
     return rendered(
         "report.html",
         title=report.config.title,
         caption=report.config.caption.strip(),
-        summary=summary(report.rows, cells.provenance),
+        summary=summary(report.rows, records.provenance),
         gaps=report.gaps,
         notes=report.notes,
-        tables=shown,
-        contrasts=declared,
-        contrast_notes=[*report.contrasts.notes, *report.contrasts.marks] if declared else [],
+        tables=report.sections(),
+        contrasts=contrasts.sections,
+        contrast_notes=contrasts.notes,
         figures={caption: _address(png) for caption, png in figures.items()},
         cells=len(report.rows),
-        data=Markup(cells.json(report.rows)),
+        statuses=[name for name in STATUSES if any(row["status"] == name for row in report.rows)],
+        data=Markup(records.json(report.rows)),
     )
 
 
@@ -126,17 +102,6 @@ def gathered(title: str, caption: str, fragments: Mapping[str, str]) -> str:
     return rendered("paper.html", title=title, caption=caption, fragments=safe)
 
 
-def rendered(template: str, **values: Any) -> str:
-    """One of this package's templates with everything escaped that is put into it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(template).render(**values)
-
-
 def summary(rows: Sequence[Row], provenance: Mapping[str, Provenance]) -> dict[str, list[str]]:
     """What was run, in plain words: term to lines.
 
@@ -145,21 +110,21 @@ def summary(rows: Sequence[Row], provenance: Mapping[str, Provenance]) -> dict[s
         provenance: of each of them, by id.
     """
     statuses = Counter(row["status"] for row in rows)
-    told = [provenance[row["id"]] for row in rows]
-    days = sorted({one.day for one in told} - {""})
-    found = {
+    origins = [provenance[row["id"]] for row in rows]
+    days = sorted({origin.day for origin in origins} - {""})
+    terms = {
         "Cells": [
             f"{len(rows):,}: " + ", ".join(f"{statuses[name]:,} {name}" for name in STATUSES if name in statuses)
         ],
         "Streams": [_stream(stream) for stream in grouped(rows, BLOCK).values()],
         "Methods": [", ".join(dict.fromkeys(row["label"] for row in rows))],
-        "Machines": _counted(one.machine for one in told),
-        "Software": _counted(one.software for one in told),
-        "Commits": _counted(one.commit or "not recorded" for one in told),
+        "Machines": _counted(origin.machine for origin in origins),
+        "Software": _counted(origin.software for origin in origins),
+        "Commits": _counted(origin.commit or "not recorded" for origin in origins),
         "Time": [_hours(sum(row["seconds"] or 0 for row in rows if row["status"] in MEASURED))],
         "Written": [" to ".join(dict.fromkeys((days[0], days[-1])))] if days else [],
     }
-    return {term: lines for term, lines in found.items() if lines}
+    return {term: lines for term, lines in terms.items() if lines}
 
 
 def _stream(rows: Sequence[Row]) -> str:
@@ -182,22 +147,37 @@ def _count(n: int, noun: str) -> str:
 
 
 def _provenance(record: Record) -> Provenance:
-    told = record.get("environment") or {}
-    machine = [str(told[name]) for name in ("gpu", "cpu", "system") if told.get(name)]
-    cores = [_count(told["cores"], "core")] if told.get("cores") else []
+    environment = record.get("environment") or {}
+    machine = [str(environment[name]) for name in ("gpu", "cpu", "system") if environment.get(name)]
+    cores = [_count(environment["cores"], "core")] if environment.get("cores") else []
     software = [
-        f"{name} {told[name]}" for name in ("clmerge", "torch", "timm", "peft", "numpy", "python") if told.get(name)
+        f"{name} {environment[name]}"
+        for name in ("clmerge", "torch", "timm", "peft", "numpy", "python")
+        if environment.get(name)
     ]
-    written, commit = str(record.get("written") or "")[:10], str(told.get("commit") or "")
+    written, commit = str(record.get("written") or "")[:10], str(environment.get("commit") or "")
     return Provenance(", ".join(machine[:1] + cores + machine[1:]), ", ".join(software), commit, written)
 
 
-def _rounded(value: Any) -> Any:
+def _shown(row: Row, column: Column) -> Any:
+    """The value in the list of cells; a method stands there under the name that the tables give it."""
+    value = row["label" if column.key == "method" else column.key]
     return round(value, 4) if isinstance(value, float) else value
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a browser reads no NaN and no Infinity, and one of them would take the whole list away
+        return _json(_spelled_out(value))
+
+
+def _spelled_out(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _spelled_out(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_spelled_out(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _address(png: bytes) -> str:

@@ -6,17 +6,14 @@ Nothing heavy is imported, because ``clmerge results`` must answer at once. A re
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from bench.common.files import write_atomic
 from bench.records import metrics
 from bench.records.record import COORDINATES, Record, Standing
+from bench.report.columns import BY_KEY, COLUMNS, METRICS, RESULTS
 
-COSTS = ("train_s_alone", "train_s_spent", "merge_s", "eval_s", "wall_s", "opt_steps", "peak_mb", "carried_bytes")
 BLOCK = ("dataset", "n_tasks", "protocol", "eval_split")
 SPLITS = {
     "val": "Split val: the validation part is kept out of training and evaluated on.",
@@ -27,7 +24,6 @@ MEASURED = ("done", "stale")
 NOT_COUNTED = ("failed", "damaged", "outdated")
 TROUBLES = (*NOT_COUNTED, "stale")
 PLAIN = "plain+"  # the part of a variant that the method grammar lets one leave out
-COLUMNS = (*COORDINATES, "status", *metrics.COLUMNS, *COSTS, "digest")
 MARKS = {
     "reconstruction": ("†", "our reconstruction from the abstract; not the authors' method"),
     "oracle": ("°", "oracle: sees more than a continual learner may"),
@@ -41,65 +37,45 @@ NO_STANDINGS: dict[str, Standing] = {}
 def rows(
     records: Iterable[Record], standings: Mapping[str, Standing] = NO_STANDINGS, eval_split: str = "test"
 ) -> list[Row]:
-    """One row a cell with exactly ``COLUMNS``, sorted by coordinates.
+    """One row a cell with exactly :data:`bench.report.columns.RESULTS`, sorted by coordinates.
 
     Args:
         records: what :func:`bench.records.record.read_records` gave.
         standings: how done cells stand where they are not simply done (see :func:`bench.plan.standing.standings`);
-        their
-            status reads ``stale`` or ``outdated``.
+            their status reads ``stale`` or ``outdated``, and what is outdated has no metrics.
         eval_split: the columns cannot tell validation from test, so only cells of one split are in one list.
             Damaged records whose coordinates are lost stay in.
     """
     wanted = (r for r in records if r["coordinates"].get("eval_split", eval_split) == eval_split)
-    return sorted((_row(record, standings) for record in wanted), key=_by_coordinates)
+    return sorted((_values(record, standings, RESULTS) for record in wanted), key=_by_coordinates)
 
 
 def detailed_rows(records: Iterable[Record], standings: Mapping[str, Standing] = NO_STANDINGS) -> list[Row]:
-    """The rows of every split with what tables and figures need beyond the contract.
+    """The rows of every split with every column, and with what tables and figures need beyond them.
 
-    Adds ``id, eval_split, reason, seconds`` (training alone plus merging), ``carried_image_bytes``, ``scalars`` (what
-    the rule logged, a dict a task), ``onset`` (loss and gradient norm at the first steps, a dict a task),
+    Adds ``id, reason``, ``curve`` ([A_1..A_T], sample-weighted), ``scalars`` (what the rule logged, a dict a task; a
+    value that was not finite is None), ``onset`` (loss and gradient norm at the first steps, a dict a task),
     ``task_sizes`` (classes of each task that was trained), ``test_images`` (behind A_last), ``predictions_sha256``,
-    ``tuning`` (trials that were spent on the method and on what; empty where the protocol was not tuned),
-    :data:`OF_METHOD` and the values of :func:`bench.records.metrics.more`. ``frozen`` marks a baseline whose trainer
-    adapts nothing but the heads; ``trainer`` and ``rule`` are dicts of key and options; ``head`` is the kind that the
-    method brings, if any.
+    ``tuning`` (trials that were spent on the method and on what; empty where the protocol was not tuned) and
+    :data:`OF_METHOD`. ``frozen`` marks a baseline whose trainer adapts nothing but the heads; ``trainer`` and ``rule``
+    are dicts of key and options; ``head`` is the kind that the method brings, if any.
     """
-    out = []
+    keys = [column.key for column in COLUMNS]
+    found = []
     for record in records:
-        method, totals = record.get("method") or {}, record.get("totals") or {}
-        train, merge = totals.get("train_s_alone"), totals.get("merge_s")
-        trainer, rule, data = (_dict(method.get(name)) for name in ("trainer", "rule", "data"))
-        image_bytes = totals.get("carried_image_bytes", 0) if totals else None
-        out.append(
-            _row(record, standings)
-            | {
-                "id": record["id"],
-                "eval_split": record["coordinates"].get("eval_split"),
-                "title": method.get("title"),
-                "method_status": method.get("status"),
-                "frozen": method.get("status") == "baseline" and trainer.get("adapt") is False,
-                # Declared by the class; an option can make it keep none.
-                "keeps_images": data.get("keeps_images") is True and image_bytes != 0,
-                "trainer": trainer | {"data": data.get("training")} if trainer else None,
-                "rule": rule or None,
-                "head": method.get("head"),
-                "carried_image_bytes": image_bytes,
-                "scalars": [_dict(_dict(task).get("scalars")) for task in _list(record.get("tasks"))],
-                "onset": [_dict(_dict(task).get("onset")) for task in _list(record.get("tasks"))],
-                "task_sizes": [len(_list(_dict(task).get("classes"))) for task in _list(record.get("tasks"))],
-                "test_images": _test_images(record),
-                "predictions_sha256": record.get("predictions_sha256"),
-                "tuning": _tuning(record),
-                "reason": record.get("reason") or standings.get(record["id"], Standing("")).why or None,
-                "seconds": None if train is None or merge is None else train + merge,
-            }
-            | metrics.more(record)
-        )
-        if out[-1]["status"] == "outdated":  # its numbers answer another question
-            out[-1] |= dict.fromkeys((*metrics.COLUMNS, *metrics.more(record)))
-    return sorted(out, key=_by_coordinates)
+        row = _values(record, standings, keys) | _of_method(record) | _of_tasks(record)
+        row |= {
+            "id": record["id"],
+            "predictions_sha256": record.get("predictions_sha256"),
+            "tuning": _tuning(record),
+            "reason": record.get("reason") or standings.get(record["id"], Standing("")).why or None,
+        }
+        # Declared by the class; an option can make it keep none.
+        row["keeps_images"] = row["keeps_images"] and row["carried_image_bytes"] != 0
+        if row["status"] == "outdated":  # its numbers answer another question
+            row["curve"] = None
+        found.append(row)
+    return sorted(found, key=_by_coordinates)
 
 
 def labelled(rows: Iterable[Row]) -> list[Row]:
@@ -164,41 +140,65 @@ def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], 
     return groups
 
 
-def csv_text(rows: Iterable[Row], columns: Iterable[str] = COLUMNS) -> str:
-    """Comma-separated text with a header; ``None`` is an empty field, numbers are unrounded."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def repeats_of(selector: str, stream: Iterable[Row]) -> list[Row]:
+    """The repeats of the one method that the selector means; empty when it means none or several."""
+    chosen = [row for row in stream if matches(selector, row)]
+    return chosen if len({row["variant"] for row in chosen}) == 1 else []
 
 
-def write_csv(rows: Iterable[Row], file: Path | TextIO) -> None:
-    """Write the contract's CSV to a path (atomically) or to an open text file such as ``sys.stdout``."""
-    if isinstance(file, Path):
-        write_atomic(file, csv_text(rows))
-    else:
-        file.write(csv_text(rows))
+def measured_rows(rows: Iterable[Row], needs: str = "a_last") -> list[Row]:
+    """The rows that count, with a value under ``needs``: never one that is outdated, failed or damaged."""
+    return [row for row in rows if row["status"] in MEASURED and row.get(needs) not in (None, [], {})]
 
 
-def _row(record: Record, standings: Mapping[str, Standing]) -> Row:
-    coordinates, totals = record["coordinates"], record.get("totals") or {}
+def _values(record: Record, standings: Mapping[str, Standing], keys: Iterable[str]) -> Row:
     known = standings.get(record["id"]) if record["status"] == "done" else None
-    status = known.status if known else record["status"]
-    row: Row = {name: coordinates.get(name) for name in COORDINATES}
-    row |= {"status": status} | metrics.row(record)
-    return row | {name: totals.get(name) for name in COSTS} | {"digest": record.get("digest")}
+    row: Row = {key: BY_KEY[key].of(record) for key in keys}
+    if known:
+        row["status"] = known.status
+    if row["status"] == "outdated":
+        row |= {key: None for key in METRICS if key in row}
+    return row
 
 
-def _test_images(record: Record) -> int | None:
-    """How many images stand behind A_last."""
-    return sum(total for _, total in record["counts"][-1]) if record["status"] == "done" else None
+def _of_method(record: Record) -> Row:
+    method = record.get("method") or {}
+    trainer, rule, data = (_dict(method.get(name)) for name in ("trainer", "rule", "data"))
+    return {
+        "title": method.get("title"),
+        "method_status": method.get("status"),
+        "frozen": method.get("status") == "baseline" and trainer.get("adapt") is False,
+        "keeps_images": data.get("keeps_images") is True,
+        "trainer": trainer | {"data": data.get("training")} if trainer else None,
+        "rule": rule or None,
+        "head": method.get("head"),
+    }
+
+
+def _of_tasks(record: Record) -> Row:
+    tasks = [_dict(task) for task in _list(record.get("tasks"))]
+    done = record["status"] == "done"
+    return {
+        "scalars": [_finite(task.get("scalars")) for task in tasks],
+        "onset": [{name: _finite(at) for name, at in _dict(task.get("onset")).items()} for task in tasks],
+        "task_sizes": [len(_list(task.get("classes"))) for task in tasks],
+        "test_images": sum(total for _, total in record["counts"][-1]) if done else None,
+        "curve": metrics.curve(record["counts"]) if done else None,
+    }
 
 
 def _tuning(record: Record) -> dict[str, Any]:
     protocol = _dict(record.get("protocol"))
     tuning = _dict(protocol.get("tuning"))
     return tuning and tuning | {"trials": tuning["trials"] if protocol.get("per_method") else 0}
+
+
+def _finite(values: Any) -> dict[str, float | None]:
+    """Numbers by name; what was logged as not a number, or as infinite, is undefined."""
+    return {
+        name: value if type(value) in (int, float) and math.isfinite(value) else None
+        for name, value in _dict(values).items()
+    }
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables: per stream one row a method, mean ± sample standard deviation over the repeats, in four formats.
+"""Tables: per stream one row a method, mean ± sample standard deviation over the repeats.
 
 Forgetting is never ranked or set in bold: a backbone that learns nothing forgets least. Learning accuracy and the
 frozen backbone's forgetting stand beside it.
@@ -9,63 +9,28 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bench.common.csv_text import csv_text
+from bench.report.columns import BY_KEY, BYTES, SUMMARISED, Summary, mean_sd, shown_on
 from bench.report.rows import (
     BLOCK,
-    MEASURED,
     SPLITS,
     TROUBLES,
     Row,
-    csv_text,
     footnotes,
     grouped,
     matches,
+    measured_rows,
     stream_title,
 )
+from bench.report.section import TableSection
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from rich.console import Group
-
-HEADERS = {
-    "a_last": "A_last",
-    "avg_acc": "Average incremental accuracy",
-    "forgetting": "Forgetting",
-    "forgetting_taskaware": "Forgetting, task-aware",
-    "a_last_taskaware": "A_last, task-aware",
-    "learn_acc": "Learning accuracy",
-    "merge_drop": "Merge drop",
-    "drift": "Later drift",
-    "bwt": "Backward transfer",
-    "a_last_taskmean": "A_last, task mean",
-    "avg_acc_taskmean": "Average incremental accuracy, task mean",
-    "forgetting_taskmean": "Forgetting, task mean",
-    "forgetting_max_incl": "Forgetting, maximum over all t",
-    "forgetting_first": "Forgetting from first",
-    "forgetting_coda": "Forgetting, CODA-Prompt",
-    "forgetting_libcontinual": "Forgetting, LibContinual",
-    "bwt_all": "Backward transfer over T",
-    "bwt_libcontinual": "Backward transfer, LibContinual",
-    "seconds": "Time (s)",
-    "peak_mb": "Peak memory (MB)",
-    "carried_bytes": "Carried",
-    "carried_image_bytes": "of it images",
-}
-BYTES = ("carried_bytes", "carried_image_bytes")
 KEEPS_IMAGES = "Keeps images of past tasks"
-DEFAULT_COLUMNS = ("a_last", "avg_acc", "learn_acc", "forgetting", "forgetting_taskaware", "seconds", "carried_bytes")
-TERMINAL_COLUMNS = ("a_last", "avg_acc", "learn_acc", "forgetting", "seconds", "carried_bytes")  # 100 characters wide
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "†": r"\textsuperscript{\textdagger}",
-    "°": r"\textsuperscript{$\circ$}",
-    "±": r"$\pm$",
-}
+DEFAULT_COLUMNS = tuple(column.key for column in shown_on("table"))
+PREFERRED = frozenset(column.heading for column in shown_on("terminal"))
+IDENTITY = (*BLOCK, "label", "method", "variant", "start", "title", "method_status")
+COUNTED = ("n", "cells", *TROUBLES, "keeps_images")
 
 
 @dataclass(frozen=True)
@@ -118,17 +83,14 @@ def _blocks(rows: list[Row], order: Sequence[str], about: str) -> list[Block]:
     if not frozen:
         notes.append("No frozen backbone was run here, so forgetting has nothing to be read against.")
     title = ". ".join(text for text in (stream_title(rows[0]), about) if text)
-    found = []
-    for keeps, head in ((False, title), (True, f"{title}. {KEEPS_IMAGES}")):
-        mine = [line for line in lines if line["keeps_images"] == keeps]
-        if mine:
-            found.append(Block(head, mine, notes, keeps))
-    return found
+    parts = {keeps: [line for line in lines if line["keeps_images"] == keeps] for keeps in (False, True)}
+    titles = {False: title, True: f"{title}. {KEEPS_IMAGES}"}
+    return [Block(titles[keeps], part, notes, keeps) for keeps, part in parts.items() if part]
 
 
 def _budget(rows: list[Row]) -> list[str]:
     """What tuning was spent on each method, where the protocol was tuned."""
-    spent = {row["label"]: row["tuning"] for row in rows if row["tuning"]}
+    spent = {row["label"]: row["tuning"] for row in rows if row["tuning"] and row["status"] != "outdated"}
     tuned = next((tuning for tuning in spent.values() if tuning["trials"]), None)
     if tuned is None:
         return []
@@ -151,21 +113,12 @@ def legend(lines: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _line(rows: list[Row]) -> dict[str, Any]:
-    measured = [row for row in rows if row["status"] in MEASURED and row["a_last"] is not None]
-    names = (*BLOCK, "method", "variant", "start", "label", "title", "method_status", "frozen")
-    line = {name: rows[0][name] for name in names}
+    measured = measured_rows(rows)
+    line = {name: rows[0][name] for name in (*IDENTITY, "frozen")}
     line |= {"n": len(measured), "cells": len(rows)}
     line |= {status: sum(row["status"] == status for row in rows) for status in TROUBLES}
     line["keeps_images"] = any(row["keeps_images"] for row in measured or rows)
-    return line | {name: _mean_sd([row.get(name) for row in measured]) for name in HEADERS}
-
-
-def _mean_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample sd; undefined where any repeat's value is, and no sd of a single repeat."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None, None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+    return line | {column.key: mean_sd([row.get(column.key) for row in measured]) for column in SUMMARISED}
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -179,133 +132,39 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     return mean, mean - half, mean + half
 
 
-def number(value: tuple[float | None, float | None]) -> str:
-    """Mean ± sd to one decimal; a hyphen where undefined."""
-    mean, sd = value
-    if mean is None:
-        return "-"
-    # Adding 0.0 turns the -0.0 that rounding leaves into 0.0.
-    text = f"{round(mean, 1) + 0.0:.1f}"
-    return text if sd is None else f"{text} ± {sd:.1f}"
+def number(summary: Summary) -> str:
+    """An accuracy or a difference of accuracies, mean ± sd."""
+    return BY_KEY["a_last"].text(summary)
 
 
-def _cell(name: str, value: tuple[float | None, float | None]) -> str:
-    if name not in BYTES or value[0] is None:
-        return number(value)
-    from rich.filesize import decimal
-
-    return decimal(round(value[0]))
+def section(block: Block, columns: Sequence[str], notes: Sequence[str]) -> TableSection:
+    """A block as every format prints it, over these notes."""
+    keys = dict.fromkeys([*columns, *(BYTES if block.keeps_images else ())])
+    chosen = [BY_KEY[key] for key in keys]
+    heads = ["Method", "Start", "n", *(column.heading for column in chosen)]
+    rows = [
+        [line["label"], line["start"], str(line["n"]), *(column.text(line[column.key]) for column in chosen)]
+        for line in block.lines
+    ]
+    troubles = [_troubles(line) for line in block.lines]
+    if any(troubles):
+        heads.append("Cells")
+        rows = [[*row, trouble] for row, trouble in zip(rows, troubles, strict=True)]
+    first = PREFERRED | {"n", "Cells"}
+    return TableSection(block.title, [(head,) for head in heads], rows, notes, labels=2, first=first)
 
 
 def _troubles(line: dict[str, Any]) -> str:
-    found = (f"{status} {line[status]}/{line['cells']}" for status in TROUBLES if line[status])
-    return ", ".join(found)
-
-
-def printed(block: Block, columns: Sequence[str]) -> pd.DataFrame:
-    """The one frame of strings behind Markdown, LaTeX and the terminal."""
-    import pandas as pd
-
-    if block.keeps_images:
-        columns = list(dict.fromkeys([*columns, *BYTES]))
-    data = [
-        {"Method": line["label"], "Start": line["start"], "n": str(line["n"])}
-        | {HEADERS[name]: _cell(name, line[name]) for name in columns}
-        | {"Cells": _troubles(line)}
-        for line in block.lines
-    ]
-    frame = pd.DataFrame(data)
-    return frame if frame["Cells"].any() else frame.drop(columns="Cells")
-
-
-def markdown(blocks: Sequence[Block], columns: Sequence[str]) -> str:
-    """GitHub Markdown: a heading, a table and its notes per stream."""
-    parts = []
-    for block in blocks:
-        parts += [f"## {escape_markdown(block.title)}", markdown_table(printed(block, columns))]
-        parts.append("\n".join(f"- {escape_markdown(note)}" for note in block.all_notes()))
-    return "\n\n".join(parts) + "\n"
-
-
-def latex(blocks: Sequence[Block], columns: Sequence[str], caption: str = "") -> str:
-    """One booktabs ``table*`` a stream, shrunk where it is wider than the text. Needs ``booktabs`` and ``graphicx``."""
-    return "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(_latex(block, columns, caption) for block in blocks)
-
-
-def _latex(block: Block, columns: Sequence[str], caption: str) -> str:
-    frame = printed(block, columns).map(_latex_cell)
-    frame.columns = [r"\shortstack{" + r"\\".join(escape_latex(name).split(" ")) + "}" for name in frame.columns]
-    tabular = frame.to_latex(index=False, escape=False, column_format="ll" + "r" * (len(frame.columns) - 2))
-    head = escape_latex(". ".join(text for text in (block.title, caption.strip().rstrip(".")) if text) + ".")
-    notes = "\n\n".join(escape_latex(note) for note in block.all_notes())
-    return (
-        "\\begin{table*}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
-        f"\\caption{{{head}}}\\medskip\n\\sbox0{{{tabular.strip()}}}\n"
-        "\\ifdim\\wd0>\\textwidth\\resizebox{\\textwidth}{!}{\\usebox0}\\else\\usebox0\\fi\n"
-        f"\\par\\medskip\\raggedright\\scriptsize\n{notes}\n\\end{{table*}}\n"
-    )
-
-
-def _latex_cell(text: str) -> str:
-    mean, plus_minus, sd = text.partition(" ± ")
-    return rf"{mean}\,{{\tiny$\pm$\,{sd}}}" if plus_minus else escape_latex(text)
+    return ", ".join(f"{status} {line[status]}/{line['cells']}" for status in TROUBLES if line[status])
 
 
 def table_csv(blocks: Sequence[Block]) -> str:
     """All metrics of all streams, unrounded: ``<metric>_mean`` and ``<metric>_sd``; ``footnote`` explains the mark."""
-    identity = (*BLOCK, "label", "method", "variant", "start", "title", "method_status")
-    counted = ("n", "cells", *TROUBLES, "keeps_images")
-    values = [f"{name}_{part}" for name in HEADERS for part in ("mean", "sd")]
+    values = [f"{column.key}_{part}" for column in SUMMARISED for part in ("mean", "sd")]
     rows = []
     for line in (line for block in blocks for line in block.lines):
-        row = {name: line[name] for name in (*identity, *counted)} | {"footnote": " ".join(footnotes([line]))}
-        for name in HEADERS:
-            row[f"{name}_mean"], row[f"{name}_sd"] = line[name]
+        row = {name: line[name] for name in (*IDENTITY, *COUNTED)} | {"footnote": " ".join(footnotes([line]))}
+        for column in SUMMARISED:
+            row[f"{column.key}_mean"], row[f"{column.key}_sd"] = line[column.key]
         rows.append(row)
-    return csv_text(rows, (*identity, *counted, *values, "footnote"))
-
-
-def terminal(blocks: Sequence[Block], columns: Sequence[str]) -> Group:
-    """What ``rich`` prints: a table a stream with its notes, of the columns those in :data:`TERMINAL_COLUMNS`."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[Any] = []
-    for block in blocks:
-        shown = [name for name in columns if name in TERMINAL_COLUMNS]
-        parts.append(terminal_table(printed(block, shown), block.title))
-        parts += [Text(note, style="dim") for note in block.notes]
-        parts.append(Text())
-    lines = [line for block in blocks for line in block.lines]
-    return Group(*parts, *(Text(note, style="dim") for note in legend(lines)))
-
-
-def markdown_table(frame: pd.DataFrame) -> str:
-    """A frame of strings as a GitHub table; the first column to the left, the others to the right."""
-    align = ["left"] + ["right"] * (len(frame.columns) - 1)
-    return frame.map(escape_markdown).to_markdown(index=False, disable_numparse=True, colalign=align)
-
-
-def terminal_table(frame: pd.DataFrame, title: str) -> Any:
-    """A frame of strings as a ``rich`` table."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, name in enumerate(frame.columns):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
-    for values in frame.itertuples(index=False):
-        # Text, because a variant such as [a=1] would be read as markup.
-        table.add_row(*(Text(value, style="red" if "failed" in value else "") for value in values))
-    return table
-
-
-def escape_markdown(text: str) -> str:
-    """Keep what would be table syntax, emphasis or HTML as it is written."""
-    return "".join(f"\\{c}" if c in "\\|*`<" else c for c in text.replace("\n", " "))
-
-
-def escape_latex(text: str) -> str:
-    """Plain text for LaTeX, with the few signs that the tables use beyond ASCII."""
-    return "".join(f"\\{c}" if c in "&%$#_{}" else LATEX.get(c, c) for c in text)
+    return csv_text(rows, (*IDENTITY, *COUNTED, *values, "footnote"))

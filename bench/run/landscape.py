@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bench.common.csv_text import csv_text
 from bench.common.errors import UserError
 from bench.data.stream import Stream, TaskData
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.model.heads import Head, concatenate
 from bench.plan.cell import Cell
-from bench.report.rows import csv_text
 from bench.run.workbench import Workbench, threads
 
 LOW, HIGH = -0.2, 1.2

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.records import metrics
+from bench.report.columns import BY_KEY, METRICS
 
 GOLDENS = json.loads((Path(__file__).parent.parent / "goldens" / "goldens_metrics.json").read_text())
 TOLERANCE = GOLDENS["tolerance"]
@@ -31,6 +32,13 @@ BEFORE = [[950, 1000], [352, 400], [546, 600], [910, 1000]]
 AWARE = [None, None, None, *counts_of([[90, 80, 95, 97]], [1000, 400, 600, 1000])]
 R2 = counts_of([[70], [70, 80], [76, 80, 80]], [50, 100, 200])
 
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+#: definitions with an off-by-one, which docs/metrics.md tells and nothing here computes
+NOT_OURS = {("forgetting", "libcontinual"), ("bwt", "libcontinual")}
 # Which of our functions is whose definition; continual-learning-arena gives no backward transfer for two tasks.
 OURS = {
     ("A_last", "task_mean"): lambda c: metrics.a_last(c, "tasks"),
@@ -45,12 +53,10 @@ OURS = {
     ("forgetting", "mammoth"): metrics.forgetting_max_incl,
     ("forgetting", "pilot"): metrics.forgetting_max_incl,
     ("forgetting", "chaudhry2018"): lambda c: metrics.forgetting(c, "tasks"),
-    ("forgetting", "avalanche"): metrics.forgetting_first,
-    ("forgetting", "libcontinual"): metrics.forgetting_libcontinual,
+    ("forgetting", "avalanche"): lambda c: _minus(metrics.bwt(c, "tasks")),
     ("bwt", "mammoth"): lambda c: metrics.bwt(c, "tasks"),
     ("bwt", "avalanche"): lambda c: metrics.bwt(c, "tasks"),
-    ("bwt", "fusionbench"): metrics.bwt_all,
-    ("bwt", "libcontinual"): metrics.bwt_libcontinual,
+    ("bwt", "fusionbench"): lambda c: _minus(metrics.drift(c)),
     ("bwt", "clarena"): lambda c: metrics.bwt(c, "tasks") if len(c) > 2 else None,
 }
 EXPECTED = [
@@ -58,6 +64,7 @@ EXPECTED = [
     for case in GOLDENS["cases"]
     for quantity, values in case["expected"].items()
     for library in values
+    if (quantity, library) not in NOT_OURS
 ]
 
 
@@ -82,12 +89,7 @@ def test_agrees_with_other_libraries(case: dict[str, Any], quantity: str, librar
         (metrics.forgetting(R), 13.9),
         (metrics.bwt(R, "tasks"), -40 / 3),
         (metrics.bwt(R), -13.3),
-        (metrics.bwt_all(R), -10.0),
         (metrics.forgetting_max_incl(R), 43 / 3),
-        (metrics.forgetting_first(R), 40 / 3),
-        (metrics.forgetting_coda(R), (10 + (-4 - 3) / 2 + (6 + 14 + 17) / 3) / 3),
-        (metrics.forgetting_libcontinual(R), 23 / 3),
-        (metrics.bwt_libcontinual(R), (-6 - 12 - 11) / 6),
         (metrics.learn_acc(R), 89.5),
         (metrics.drift(R), 10.0),
         (metrics.merge_drop(R, BEFORE), (5 + 3 - 1 + 0) / 4),
@@ -108,8 +110,8 @@ def test_the_documentation_prints_what_the_code_computes() -> None:
     values += [*metrics.curve(R), *metrics.curve(R, "tasks"), metrics.learn_acc(R), metrics.drift(R)]
     values += [metrics.merge_drop(R, BEFORE), metrics.a_last(AWARE)]
     missing = [f"{value:.3f}" for value in values if f"{value:.3f}" not in text]
-    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| `")}
-    missing += [name for name, variant in metrics.VARIANTS.items() if f"{variant(R):.3f}" not in lines[f"`{name}`"]]
+    (line,) = [line for line in text.splitlines() if line.startswith("| `forgetting_max_incl`")]
+    missing += [] if f"{metrics.forgetting_max_incl(R):.3f}" in line else ["forgetting_max_incl"]
     assert missing == []
 
 
@@ -124,7 +126,11 @@ def test_a_forgotten_first_task_is_not_lost_from_the_sum() -> None:
     """The largest loss in the task that an off-by-one would drop: T-1."""
     counts = counts_of([[90], [90, 90], [90, 0, 90]], [10, 10, 10])
     assert metrics.forgetting(counts) == 45.0
-    assert metrics.forgetting_libcontinual(counts) == 0.0
+
+
+def values(record: dict[str, Any]) -> dict[str, Any]:
+    """What the metric columns make of a record."""
+    return {key: BY_KEY[key].of(record) for key in METRICS}
 
 
 @st.composite
@@ -153,7 +159,6 @@ def test_relations_between_definitions(counts: list[list[list[int]]]) -> None:
     assert bwt is not None
     assert forgetting >= -bwt - 1e-9  # the maximum is at least the first value
     assert metrics.forgetting_max_incl(counts) == pytest.approx(_max_incl(counts), abs=1e-9)
-    assert metrics.forgetting_first(counts) == pytest.approx(-bwt, abs=1e-9)
     before = [[row[-1][1], row[-1][1]] for row in counts]
     losses = [metrics.merge_drop(counts, before), metrics.drift(counts)]
     assert 100 - sum(losses) == pytest.approx(metrics.a_last(counts, "tasks"), abs=1e-9)
@@ -177,21 +182,21 @@ def test_inputs_are_not_changed_and_answers_repeat(counts: list[list[list[int]]]
         "before_merge": [r[-1] for r in counts],
     }
     before = copy.deepcopy(record)
-    first = (metrics.row(record), metrics.more(record))
-    assert (metrics.row(record), metrics.more(record)) == first
+    first = values(record)
+    assert values(record) == first
     assert record == before
 
 
 def test_one_task_has_no_forgetting() -> None:
     one = [[[7, 10]]]
-    for metric in (metrics.forgetting, metrics.bwt, metrics.drift, *metrics.VARIANTS.values()):
+    for metric in (metrics.forgetting, metrics.bwt, metrics.drift, metrics.forgetting_max_incl):
         assert metric(one) is None
     assert metrics.a_last(one) == metrics.avg_acc(one) == metrics.learn_acc(one) == 70.0
 
 
 def test_joint_has_a_last_accuracy_and_nothing_that_needs_a_curve() -> None:
     joint = [None, None, [[8, 10], [6, 10], [7, 20]]]
-    row = metrics.row({"status": "done", "counts": joint, "counts_taskaware": joint, "before_merge": [None] * 3})
+    row = values({"status": "done", "counts": joint, "counts_taskaware": joint, "before_merge": [None] * 3})
     assert row["a_last"] == 52.5
     assert row["a_last_taskmean"] == pytest.approx(175 / 3)
     assert {name for name, value in row.items() if value is not None} == {
@@ -199,15 +204,14 @@ def test_joint_has_a_last_accuracy_and_nothing_that_needs_a_curve() -> None:
         "a_last_taskmean",
         "a_last_taskaware",
     }
-    for metric in (metrics.bwt, metrics.drift, *metrics.VARIANTS.values()):
+    for metric in (metrics.bwt, metrics.drift, metrics.forgetting_max_incl):
         assert metric(joint) is None
     assert metrics.curve(joint) == [None, None, 52.5]
 
 
 def test_a_cell_that_is_not_done_has_no_numbers() -> None:
     for record in ({"status": "failed", "counts": R}, {"status": "damaged"}, {"status": "done", "counts": []}):
-        assert set(metrics.row(record).values()) == {None}
-    assert metrics.more({"status": "failed", "counts": R}) == {}
+        assert set(values(record).values()) == {None}
 
 
 def test_merge_drop_is_undefined_when_a_task_was_not_measured() -> None:
@@ -218,8 +222,8 @@ def test_merge_drop_is_undefined_when_a_task_was_not_measured() -> None:
 @pytest.mark.parametrize(("kind", "defined"), [("linear", True), ("zero_shot", True), ("ncm", False), ("ridge", False)])
 def test_merge_drop_is_undefined_where_the_served_head_is_not_the_trained_one(kind: str, defined: bool) -> None:
     record = {"status": "done", "counts": R, "before_merge": BEFORE, "protocol": {"head": {"kind": kind}}}
-    assert (metrics.row(record)["merge_drop"] is not None) == defined
-    assert metrics.row({**record, "protocol": None})["merge_drop"] is not None  # of another harness
+    assert (values(record)["merge_drop"] is not None) == defined
+    assert values({**record, "protocol": None})["merge_drop"] is not None  # of another harness
 
 
 def test_every_count_up_to_128_survives() -> None:
@@ -271,7 +275,7 @@ def test_absent_rows_are_no_damage() -> None:
 
 def test_import_is_light() -> None:
     heavy = ("torch", "pandas", "scipy", "matplotlib", "ray")
-    code = f"import sys, bench.records.metrics, bench.report.rows; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, bench.report.columns, bench.report.rows; print([m for m in {heavy} if m in sys.modules])"
     root = Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert out.stdout.strip() == "[]"

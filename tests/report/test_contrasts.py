@@ -28,7 +28,9 @@ def pair(first: list[int], second: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-PM_BEATS_LORA_M = contrasts.Family(name="claims", contrasts=[contrasts.Contrast(better=["pm"], than=["lora_m"])])
+PM_BEATS_LORA_M = contrasts.ContrastFamily(
+    name="claims", contrasts=[contrasts.Contrast(better=["pm"], than=["lora_m"])]
+)
 
 
 def test_paired_t_by_hand() -> None:
@@ -58,7 +60,7 @@ def test_fewer_than_five_repeats_have_no_p_value_and_no_verdict(n: int) -> None:
     assert (result.p, result.p_holm, result.verdict) == (None, None, "n < 5, not tested")
     assert (result.low is None) == (n == 1)
     assert (result.detectable is None) == (n == 1)
-    assert not re.search(r"holds|reversed|< 0\.", found.markdown().replace("n \\< 5", ""))
+    assert not re.search(r"holds|reversed|< 0\.", found.document().markdown().replace("n \\< 5", ""))
 
 
 def test_reversed_and_constant_differences() -> None:
@@ -105,7 +107,7 @@ def test_smallest_detectable_difference(n: int, effect: float) -> None:
 
 
 def test_what_cannot_be_answered_is_said() -> None:
-    family = contrasts.Family(
+    family = contrasts.ContrastFamily(
         name="f", contrasts=[contrasts.Contrast(better=["pm", "ewc"], than=["average", "lora_m", "pm"])]
     )
     records = [fake.record(m) for m in ("pm", "average", "lora_m")]

@@ -25,6 +25,7 @@ from bench.report import rows, tables
 from bench.report.build import ReportConfig, build_report, write_report
 from bench.report.figures import drawing
 from bench.report.inference import factorial
+from bench.report.inference.heat_map import figure as heat_map_figure
 from tests.helpers import fake_records as fake
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +204,7 @@ def test_failures_missing_repeats_and_absent_cells_are_told_apart() -> None:
 def drawn(maps: list[factorial.HeatMap], monkeypatch: pytest.MonkeyPatch) -> Any:
     kept: list[Any] = []
     monkeypatch.setattr(drawing, "_saved", lambda figure, kind, **_: kept.append(figure) or b"")
-    factorial.figure(maps)
+    heat_map_figure(maps)
     return kept[0]
 
 
@@ -224,8 +225,8 @@ def test_the_figure_prints_every_number_leaves_gaps_empty_and_hatches_failures(m
 
 
 def test_nothing_measured_draws_nothing() -> None:
-    assert factorial.figure([heat_map([record("ties", status="failed")])]) == {}
-    assert factorial.figure([]) == {}
+    assert heat_map_figure([heat_map([record("ties", status="failed")])]) == {}
+    assert heat_map_figure([]) == {}
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------

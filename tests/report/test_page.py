@@ -24,7 +24,7 @@ MACHINE = {"cpu": "Core <i9>", "cores": 8, "gpu": None, "torch": "2.6", "python"
 
 def written(folder: Path, records: list[dict[str, Any]], report: Path | None = None) -> str:
     """The page without figures, which take seconds."""
-    cells = page.Cells()
+    cells = page.PageRecords()
     return page.html(build_report(fake.write(folder, records), report, seen=cells.add), cells, {"A figure": b"\x89PNG"})
 
 
@@ -110,7 +110,7 @@ def test_many_missing_repeats_are_counted_and_the_first_named() -> None:
     ]
     (line,) = gaps.incomplete(rows)[gaps.MISSING]
     assert line.startswith("d, T = 5, protocol p: 18 of 20 (c10-r10, c11-r11, ")
-    assert line.endswith(", ...) of b")
+    assert line.endswith(" and 12 more) of b")
 
 
 # --- safe and whole --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import yaml
 from bench.common.errors import UserError
 from bench.common.paths import DATASETS
 from bench.registry import Registry
-from bench.report.papers.published import Family, load_families, load_family
+from bench.report.papers.published import PublishedFamily, load_families, load_family
 from bench.report.papers.verdicts import judge
 
 NUMBER: dict[str, Any] = {
@@ -31,7 +31,7 @@ FAMILY: dict[str, Any] = {
 }
 
 
-def family(tmp_path: Path, **changes: Any) -> Family:
+def family(tmp_path: Path, **changes: Any) -> PublishedFamily:
     path = tmp_path / "some.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in {**FAMILY, **changes}.items() if v is not None}))
     return load_family(path)
@@ -55,8 +55,8 @@ def test_shipped_families(registry: Registry) -> None:
         "vptnsp2_clip": 16,
     }  # fmt: skip
     verdicts = judge(families.values(), [], registry)  # resolves every name of ours
-    assert Counter(v.outcome for v in verdicts.all) == {"not run": 37, "not comparable": 247}
-    assert {v.family.key for v in verdicts.all if v.outcome == "not run"} == {"pm"}
+    assert Counter(v.judgement for v in verdicts.all) == {"not run": 37, "not comparable": 247}
+    assert {v.family.key for v in verdicts.all if v.judgement == "not run"} == {"pm"}
     here = {path.stem for path in DATASETS.glob("*.yaml")}
     assert {f.match_dataset(n.dataset).ours for f in families.values() for n in f.references} <= here
 
@@ -79,7 +79,7 @@ def test_what_reconstructs_is_never_judged(registry: Registry) -> None:
     verdicts = judge(load_families().values(), [], registry)
     mine = [v for v in verdicts.all if v.number.method == "trm"]
     assert len(mine) == 9
-    assert all(v.outcome == "not comparable" and "reconstruction" in v.why for v in mine)
+    assert all(v.judgement == "not comparable" and "reconstruction" in v.why for v in mine)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +121,14 @@ def test_interval_by_hand(tmp_path: Path, registry: Registry, value: float, outc
         [family(tmp_path, references=[{**NUMBER, "value": value}])], rows(70.0, 72.0, 74.0), registry
     ).all
     assert (verdict.low, verdict.high) == pytest.approx((62.06345, 81.93655), abs=1e-5)
-    assert verdict.outcome == outcome
+    assert verdict.judgement == outcome
     assert verdict.values == (70.0, 72.0, 74.0)
 
 
 def test_settings_that_a_paper_does_not_state_are_counted(tmp_path: Path, registry: Registry) -> None:
     told = family(tmp_path, reproduction={"protocol": "pm_repro", "class_order_seed": 0})
     (verdict,) = judge([told], rows(74.0, 75.0, 76.0, protocol="pm_repro", class_order_seed=0), registry).all
-    assert (verdict.outcome, verdict.inferred, verdict.why) == ("consistent", 18, "18 settings inferred")
+    assert (verdict.judgement, verdict.inferred, verdict.why) == ("consistent", 18, "18 settings inferred")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_settings_that_a_paper_does_not_state_are_counted(tmp_path: Path, regist
 )  # fmt: skip
 def test_other_settings_do_not_count(tmp_path: Path, registry: Registry, changes: dict[str, Any]) -> None:
     (verdict,) = judge([family(tmp_path)], rows(70.0, 72.0, 74.0, **changes), registry).all
-    assert verdict.outcome == "not run"
+    assert verdict.judgement == "not run"
     assert verdict.why == ("3 stale" if "status" in changes else "")
 
 
@@ -169,7 +169,7 @@ def test_not_comparable_and_why(
 ) -> None:
     told = family(tmp_path, references=[{**NUMBER, **number}], **family_changes)
     (verdict,) = judge([told], rows(*values), registry).all
-    assert (verdict.outcome, verdict.why) == ("not comparable", why)
+    assert (verdict.judgement, verdict.why) == ("not comparable", why)
 
 
 def test_the_metric_of_the_same_definition_is_compared(tmp_path: Path, registry: Registry) -> None:
@@ -180,7 +180,7 @@ def test_the_metric_of_the_same_definition_is_compared(tmp_path: Path, registry:
     )
     ours = [row | {"forgetting": 50.0, "forgetting_max_incl": f} for row, f in zip(rows(1, 2), (4.0, 6.0), strict=True)]
     (verdict,) = judge([told], ours, registry).all
-    assert (verdict.outcome, verdict.values) == ("consistent", (4.0, 6.0))
+    assert (verdict.judgement, verdict.values) == ("consistent", (4.0, 6.0))
 
 
 def test_unknown_names_of_ours(tmp_path: Path, registry: Registry) -> None:
@@ -193,7 +193,7 @@ def test_unknown_names_of_ours(tmp_path: Path, registry: Registry) -> None:
 def test_markdown_and_csv_say_the_same(tmp_path: Path, registry: Registry) -> None:
     told = family(tmp_path, references=[NUMBER, {**NUMBER, "n_tasks": 10}, {**NUMBER, "method": "other"}])
     verdicts = judge([told], rows(70.0, 72.0, 74.0), registry)
-    text = verdicts.markdown()
+    text = verdicts.document().markdown()
     assert "1 consistent, 0 inconsistent, 1 not run, 1 not comparable." in text
     assert "62.1 to 81.9" in text
     assert "not comparable (no such method here)" in text

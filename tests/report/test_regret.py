@@ -67,7 +67,7 @@ def test_regret_is_paired_by_hand_and_starts_at_the_second_task() -> None:
 
 
 def test_markdown_prints_means_intervals_and_marks() -> None:
-    text = evaluated(three()).markdown()
+    text = evaluated(three()).document().markdown()
     assert "| pm" in text
     assert "+3.0 [-3.6, +9.6]" in text
     assert "+4.0 [+4.0, +4.0]" in text

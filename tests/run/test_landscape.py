@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from bench.cli import cli
+from bench.commands.landscape import merge_path
 from bench.common.paths import ROOT
 from bench.config.files import load_dataset_config
 from bench.data.dataset import load_dataset
@@ -166,7 +167,7 @@ def test_weights_by_images_and_the_best_points() -> None:
 
 
 def test_panels_show_the_readings_and_the_marks() -> None:
-    figure = landscape_figure([step(2), step(3, closed_form=3.0)], "title")
+    figure = landscape_figure([merge_path(step(2)), merge_path(step(3, closed_form=3.0))], "title")
     above, beside, below, _ = figure.axes
     lines = {line.get_label(): line for line in above.lines}
     assert list(lines["old tasks"].get_ydata()) == [82, 80, 75, 70, 68]
@@ -181,7 +182,7 @@ def test_panels_show_the_readings_and_the_marks() -> None:
 
 
 def test_nineteen_merges_have_a_panel_each() -> None:
-    figure = landscape_figure([step(t) for t in range(2, 21)], "title")
+    figure = landscape_figure([merge_path(step(t)) for t in range(2, 21)], "title")
     shown = [axes for axes in figure.axes if axes.axison]
     assert len(shown) == 2 * 19
     assert [axes.get_title().split("\n")[0] for axes in shown if axes.get_title()] == [f"t = {t}" for t in range(2, 21)]

@@ -16,13 +16,15 @@ from typing import NamedTuple
 
 from bench.common.errors import UserError
 from bench.records.record import COORDINATES
-from bench.report.rows import COLUMNS, Row
+from bench.report.columns import RESULTS
+from bench.report.rows import Row
 
 TOLERANCE = 3.0
 CONFIDENCE = 0.99
 SEEDS = ("class_order_seed", "run_seed")
 GROUP = tuple(name for name in COORDINATES if name not in SEEDS)
 INTEGERS = ("n_tasks", *SEEDS)
+NEEDED = (*COORDINATES, "status", "a_last")
 
 
 class Verification(NamedTuple):
@@ -35,10 +37,11 @@ class Verification(NamedTuple):
 def read_published(path: Path) -> list[Row]:
     """Rows of a published CSV: lines starting with ``#`` (machine, command), then the columns of ``clmerge results``.
 
-    Coordinates and ``a_last`` get their types, other fields stay text, empty ones become ``None``.
+    Coordinates and ``a_last`` get their types, other fields stay text, empty ones and columns that an older version
+    did not write become ``None``.
 
     Raises:
-        UserError: not readable, a column is missing, or a number is not one.
+        UserError: not readable, a column that says what was measured is missing, or a number is not one.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -49,12 +52,12 @@ def read_published(path: Path) -> list[Row]:
     lines = text.splitlines()
     skipped = next((i for i, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
     reader = csv.DictReader(lines[skipped:])
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(f"{path}: column {missing[0]!r} is missing; give a CSV as `clmerge results --csv` writes")
     rows = []
     for fields in reader:
-        row: Row = {name: fields[name] or None for name in COLUMNS}
+        row: Row = {name: fields.get(name) or None for name in RESULTS}
         try:
             row |= {name: int(fields[name]) for name in INTEGERS}
             row["a_last"] = None if row["a_last"] is None else float(row["a_last"])

@@ -5,7 +5,7 @@ One panel a stream, one line a method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.report.figures.drawing import (
@@ -66,18 +66,19 @@ def accuracy_against_tasks(rows: Sequence[Row], labels: Sequence[str]) -> Any:
 
 def alpha(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     """The coefficient on the newest task vector that rules logged as ``alpha``, against 1/t, from task 2 on."""
-    told = [row for row in measured(rows, "scalars") if any("alpha" in task for task in row["scalars"][1:])]
-    if not told:
+    logged = [row for row in measured(rows, "scalars") if any("alpha" in task for task in row["scalars"][1:])]
+    points = {row["id"]: [(t, task["alpha"]) for t, task in enumerate(row["scalars"], 1) if t > 1 and "alpha" in task]
+              for row in logged}  # fmt: skip
+    if not any(value is not None for repeat in points.values() for _, value in repeat):
         raise LeftOut("no rule logged a coefficient alpha")
     style = looks(labels) | {EQUAL_SHARES: Look("black", ".", (1, 1))}
     panels = []
-    for stream in grouped(told, BLOCK).values():
+    for stream in grouped(logged, BLOCK).values():
         series = {EQUAL_SHARES: [(t, 1 / t) for t in range(2, stream[0]["n_tasks"] + 1)]}
-        logged = [[(t, task.get("alpha")) for t, task in enumerate(row["scalars"], 1) if t > 1] for row in stream]
-        series |= _by_label(stream, logged)
+        series |= _by_label(stream, [points[row["id"]] for row in stream])
         panels.append(LinePanel(stream_title(stream[0]), TASKS, r"coefficient $\alpha_t$", series, digits=2))
     text = f"{SPREAD} {{n}}. Each method's coefficients are those on its own trajectory. Small dots: 1/t."
-    return line_panels(panels, style, caption(text, told))
+    return line_panels(panels, style, caption(text + _undefined(logged, points.values()), logged))
 
 
 def onset(rows: Sequence[Row], labels: Sequence[str]) -> Any:
@@ -86,26 +87,35 @@ def onset(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     Methods whose training is the same to the last bit are one line, named after the first of them. What is trained on
     all tasks at once has no onset.
     """
-    found = [row for row in measured(rows, "onset") if _begins(row)]
-    panels, same = [], []
-    for stream in grouped(found, BLOCK).values():
-        kept = _different(stream)
+    begun = [row for row in measured(rows, "onset") if _begins(row)]
+    panels, same, every = [], [], []
+    for stream in grouped(begun, BLOCK).values():
+        alike = _different(stream)
         where = f"{stream[0]['dataset']}, T = {stream[0]['n_tasks']}"
-        same += [f"{first} = {', '.join(others)} ({where})" for first, others in kept.items() if others]
-        mine = [row for row in stream if row["label"] in kept]
+        same += [f"{first} = {', '.join(others)} ({where})" for first, others in alike.items() if others]
+        shown = [row for row in stream if row["label"] in alike]
         # A short task ends before the later steps.
-        steps = set.intersection(*(set(task["loss"]) for row in mine for task in row["onset"]))
+        steps = set.intersection(*(set(task["loss"]) for row in shown for task in row["onset"]))
         for step in sorted(steps, key=int):
             for quantity, ylabel in ONSET.items():
-                points = [[(t, task[quantity][step]) for t, task in enumerate(row["onset"], 1)] for row in mine]
+                points = [[(t, task[quantity][step]) for t, task in enumerate(row["onset"], 1)] for row in shown]
+                every += [(row, of_row) for row, of_row in zip(shown, points, strict=True)]
                 title = f"{stream_title(stream[0])}\nafter {step} steps"
-                panels.append(LinePanel(title, "task, t", ylabel, _by_label(mine, points), digits=2))
+                panels.append(LinePanel(title, "task, t", ylabel, _by_label(shown, points), digits=2))
+    panels = [panel for panel in panels if panel.series]
     if not panels:
         raise LeftOut("no cell recorded loss and gradient at the first steps of its tasks")
     text = f"{SPREAD} {{n}}. The heads of a new task start the same in all methods."
     if same:
         text += f" Trained alike, one line: {'; '.join(same)}."
-    return line_panels(panels, looks(labels), caption(text, found))
+    text += _undefined([row for row, _ in every], [points for _, points in every])
+    return line_panels(panels, looks(labels), caption(text, begun))
+
+
+def _undefined(rows: Sequence[Row], points: Iterable[Sequence[tuple[float, float | None]]]) -> str:
+    """The caption's sentence on points that are left out because what was recorded is no number."""
+    lost = {row["label"]: None for row, of_row in zip(rows, points, strict=True) if None in dict(of_row).values()}
+    return f" Not a number, so without these points: {', '.join(lost)}." if lost else ""
 
 
 def _begins(row: Row) -> bool:
@@ -117,9 +127,9 @@ def _begins(row: Row) -> bool:
 def _by_label(rows: Sequence[Row], points: Sequence[Sequence[tuple[float, float | None]]]) -> dict[str, list[Any]]:
     """The known points of all repeats of a label together."""
     series: dict[str, list[Any]] = {}
-    for row, mine in zip(rows, points, strict=True):
-        series.setdefault(row["label"], []).extend((x, y) for x, y in mine if y is not None)
-    return {label: mine for label, mine in series.items() if mine}
+    for row, of_row in zip(rows, points, strict=True):
+        series.setdefault(row["label"], []).extend((x, y) for x, y in of_row if y is not None)
+    return {label: known for label, known in series.items() if known}
 
 
 def _different(stream: Sequence[Row]) -> dict[str, list[str]]:

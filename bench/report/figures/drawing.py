@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bench.report.rows import BLOCK, MEASURED, Row, footnotes, grouped, stream_title
+from bench.report.rows import BLOCK, Row, footnotes, grouped, measured_rows, stream_title
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")  # 13: no common period with the ten colours
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1))
@@ -54,11 +54,11 @@ class LinePanel:
 
 
 def measured(rows: Iterable[Row], needs: str) -> list[Row]:
-    """The rows with a value under ``needs``; raises :class:`LeftOut` where there is none."""
-    found = [row for row in rows if row["status"] in MEASURED and row.get(needs) not in (None, [], {})]
-    if not found:
+    """:func:`bench.report.rows.measured_rows`; raises :class:`LeftOut` where there is none."""
+    rows = measured_rows(rows, needs)
+    if not rows:
         raise LeftOut("there is no measured cell to show")
-    return found
+    return rows
 
 
 def after_every_task(rows: Iterable[Row], *needs: str) -> tuple[list[Row], str]:
@@ -67,11 +67,11 @@ def after_every_task(rows: Iterable[Row], *needs: str) -> tuple[list[Row], str]:
     Raises :class:`LeftOut` where there is no such row.
     """
     every = measured(rows, "a_last")
-    found = [row for row in every if all(row[name] is not None for name in needs)]
-    if not found:
+    known = [row for row in every if all(row[name] is not None for name in needs)]
+    if not known:
         raise LeftOut("no cell was evaluated after every task")
     at_the_end = dict.fromkeys(row["label"] for row in every if row["learn_acc"] is None)
-    return found, f" Evaluated only at the end, so not shown: {', '.join(at_the_end)}." if at_the_end else ""
+    return known, f" Evaluated only at the end, so not shown: {', '.join(at_the_end)}." if at_the_end else ""
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
@@ -93,10 +93,10 @@ def short_title(row: Row) -> str:
 
 def caption(text: str, rows: Sequence[Row]) -> str:
     """The text, how many repeats stand behind a point ("{n}" in the text), and what the marks mean."""
-    counts = sorted({len(mine) for mine in grouped(rows, (*BLOCK, "label")).values()})
+    counts = sorted({len(group) for group in grouped(rows, (*BLOCK, "label")).values()})
     n = f"n = {counts[0]}" + ("" if len(counts) == 1 else f" to {counts[-1]}")
-    told = text.replace("{n}", f"{n} repeat" + ("" if counts == [1] else "s"))
-    return "\n".join([told, *(f"{mark}." for mark in footnotes(rows))])
+    counted = text.replace("{n}", f"{n} repeat" + ("" if counts == [1] else "s"))
+    return "\n".join([counted, *(f"{mark}." for mark in footnotes(rows))])
 
 
 def line_panels(panels: Sequence[LinePanel], style: Mapping[str, Look], text: str) -> Any:

@@ -12,21 +12,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
+from bench.common.csv_text import csv_text
 from bench.config.schema import Section
-from bench.report.rows import BLOCK, MEASURED, Row, csv_text, footnotes, grouped, matches, stream_title
-from bench.report.tables import escape_markdown, markdown_table, terminal_table
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from rich.console import Group
+from bench.report.rows import BLOCK, Row, footnotes, grouped, measured_rows, repeats_of, stream_title
+from bench.report.section import Document, TableSection
 
 MIN_REPEATS = 5
 ALPHA = 0.05
 POWER = 0.8
+HEADS = ("Contrast", "n", "Difference", "95 % interval", "Detectable", "p", "p (Holm)", "Verdict")
 
 
 class Contrast(Section):
@@ -36,7 +34,7 @@ class Contrast(Section):
     than: list[str] = Field(min_length=1)
 
 
-class Family(Section):
+class ContrastFamily(Section):
     """Contrasts whose p-values are corrected together, over all streams of the report."""
 
     name: str
@@ -81,13 +79,14 @@ class Contrasts:
     notes: list[str]
     marks: list[str]  #: what the marks on labels mean
 
-    def markdown(self) -> str:
-        """GitHub Markdown, a table per family and stream."""
-        parts = ["# Declared contrasts"]
-        for title, frame in self.tables().items():
-            parts += [f"## {escape_markdown(title)}", markdown_table(frame)]
-        parts.append("\n".join(f"- {escape_markdown(note)}" for note in [*self.notes, *self.marks]))
-        return "\n\n".join(parts) + "\n"
+    def document(self) -> Document:
+        """A table a family and stream."""
+        streams: dict[str, list[Result]] = {}
+        for result in self.results:
+            streams.setdefault(f"{result.family}: {stream_title(result.stream)}", []).append(result)
+        heads = [(head,) for head in HEADS]
+        sections = [TableSection(title, heads, [_printed(r) for r in results]) for title, results in streams.items()]
+        return Document("Declared contrasts", sections, [*self.notes, *self.marks])
 
     def csv(self) -> str:
         """All numbers, unrounded; ``footnote`` explains the marks that a contrast's labels carry."""
@@ -101,45 +100,21 @@ class Contrasts:
             lines.append(line | {name: getattr(r, name) for name in numbers} | {"footnote": used})
         return csv_text(lines, ("family", *BLOCK, "better", "than", *numbers, "footnote"))
 
-    def terminal(self) -> Group:
-        """What ``rich`` prints."""
-        from rich.console import Group
-        from rich.text import Text
 
-        parts: list[Any] = [terminal_table(frame, title) for title, frame in self.tables().items()]
-        return Group(*parts, *(Text(note, style="dim") for note in [*self.notes, *self.marks]))
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Frames of strings, one a family and stream, by title."""
-        sections: dict[str, list[Result]] = {}
-        for result in self.results:
-            sections.setdefault(f"{result.family}: {stream_title(result.stream)}", []).append(result)
-        return {title: _printed(mine) for title, mine in sections.items()}
-
-
-def evaluate(families: Iterable[Family], rows: Sequence[Row]) -> Contrasts:
+def evaluate(families: Iterable[ContrastFamily], rows: Sequence[Row]) -> Contrasts:
     """The declared contrasts that the rows (labelled, see ``frame``) can answer, and notes on the rest."""
-    streams = grouped((row for row in rows if row["status"] in MEASURED and row["a_last"] is not None), BLOCK)
+    streams = list(grouped(measured_rows(rows), BLOCK).values())
     results: list[Result] = []
     notes = [
         "Differences of A_last in points, paired over repeats; two-sided paired t. Detectable: the true difference "
         "that one such test would find with 80 % power at the observed spread."
     ]
     for family in families:
-        mine: list[Result] = []
-        unanswered: dict[str, list[str]] = {}
-        for stream in streams.values():
-            for better, than in _pairs(family):
-                one, other = _repeats(better, stream), _repeats(than, stream)
-                differences = paired(one, other)
-                if differences:
-                    mine.append(_result(family.name, one[0], other[0], differences))
-                else:
-                    unanswered.setdefault(f"{better} > {than}", []).append(stream_title(stream[0]))
-        tested = [result for result in mine if result.p is not None]
-        for result, value in zip(tested, holm([result.p for result in tested if result.p is not None]), strict=True):
-            result.p_holm = value
-        results += mine
+        of_family, unanswered = _answers(family, streams)
+        tested = [(result, result.p) for result in of_family if result.p is not None]
+        for (result, _), corrected in zip(tested, holm([p for _, p in tested]), strict=True):
+            result.p_holm = corrected
+        results += of_family
         about = f" {family.about.strip()}" if family.about else ""
         notes.append(f"{family.name}:{about} Holm's correction over its {len(tested)} tests, all streams together.")
         for pair, where in unanswered.items():
@@ -150,7 +125,22 @@ def evaluate(families: Iterable[Family], rows: Sequence[Row]) -> Contrasts:
     return Contrasts(results, notes, footnotes(rows))
 
 
-def _pairs(family: Family) -> list[tuple[str, str]]:
+def _answers(family: ContrastFamily, streams: Iterable[Sequence[Row]]) -> tuple[list[Result], dict[str, list[str]]]:
+    """The family's results before correction, and by pair the streams that cannot answer it."""
+    results: list[Result] = []
+    unanswered: dict[str, list[str]] = {}
+    for stream in streams:
+        for better, than in _pairs(family):
+            one, other = repeats_of(better, stream), repeats_of(than, stream)
+            differences = paired(one, other)
+            if differences:
+                results.append(_result(family.name, one[0], other[0], differences))
+            else:
+                unanswered.setdefault(f"{better} > {than}", []).append(stream_title(stream[0]))
+    return results, unanswered
+
+
+def _pairs(family: ContrastFamily) -> list[tuple[str, str]]:
     """Every ordered pair that the family declares, once."""
     pairs = (pair for contrast in family.contrasts for pair in product(contrast.better, contrast.than))
     return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
@@ -184,12 +174,6 @@ def _detectable_effect(n: int) -> float:
     return float(TTestPower().solve_power(nobs=n, alpha=ALPHA, power=POWER, alternative="two-sided"))
 
 
-def _repeats(selector: str, stream: Iterable[Row]) -> list[Row]:
-    """The repeats of the one method that the selector means; empty when it means none or several."""
-    found = [row for row in stream if matches(selector, row)]
-    return found if len({row["variant"] for row in found}) == 1 else []
-
-
 def _result(family: str, better: Row, than: Row, differences: Sequence[float]) -> Result:
     from scipy.stats import ttest_1samp
 
@@ -209,8 +193,8 @@ def _result(family: str, better: Row, than: Row, differences: Sequence[float]) -
     return result
 
 
-def _printed(results: Sequence[Result]) -> pd.DataFrame:
-    import pandas as pd
+def _printed(result: Result) -> list[str]:
+    """The texts under :data:`HEADS`."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:+.1f}"
@@ -218,16 +202,13 @@ def _printed(results: Sequence[Result]) -> pd.DataFrame:
     def probability(value: float | None) -> str:
         return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
-    return pd.DataFrame(
-        {
-            "Contrast": f"{r.better} > {r.than}",
-            "n": str(r.n),
-            "Difference": number(r.difference),
-            "95 % interval": "-" if r.low is None else f"{number(r.low)} to {number(r.high)}",
-            "Detectable": "-" if r.detectable is None else f"{r.detectable:.1f}",
-            "p": probability(r.p),
-            "p (Holm)": probability(r.p_holm),
-            "Verdict": r.verdict,
-        }
-        for r in results
-    )
+    return [
+        f"{result.better} > {result.than}",
+        str(result.n),
+        number(result.difference),
+        "-" if result.low is None else f"{number(result.low)} to {number(result.high)}",
+        "-" if result.detectable is None else f"{result.detectable:.1f}",
+        probability(result.p),
+        probability(result.p_holm),
+        result.verdict,
+    ]

@@ -7,18 +7,17 @@ that it chose on are the ones that judge, so that gain is never negative and som
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
+from bench.common.csv_text import csv_text
 from bench.config.schema import Section
-from bench.report import tables
-from bench.report.rows import BLOCK, MEASURED, SPLITS, Row, csv_text, footnotes, grouped, matches, stream_title
-
-if TYPE_CHECKING:
-    import pandas as pd
+from bench.report.rows import BLOCK, SPLITS, Row, footnotes, grouped, measured_rows, repeats_of, stream_title
+from bench.report.section import Document, TableSection
+from bench.report.tables import mean_interval
 
 ONE_STEP = ("validation_accuracy", "validation_accuracy_average")
 INTERVAL = "mean and 95 % t interval over repeats"
@@ -32,7 +31,7 @@ class RegretConfig(Section):
 
 
 @dataclass(frozen=True)
-class Line:
+class Gains:
     """One method's differences in points: ``by_t[t]`` and ``overall`` (each repeat's mean over t) list the repeats."""
 
     stream: Row
@@ -41,42 +40,43 @@ class Line:
     by_t: dict[int, list[float]]
     overall: list[float]
 
-    def told(self) -> dict[str, list[float]]:
+    def columns(self) -> dict[str, list[float]]:
         """The differences under the heads of the table's columns."""
         return {f"t = {t}": values for t, values in self.by_t.items()} | {"mean": self.overall}
 
 
 @dataclass(frozen=True)
 class Regret:
-    """All lines of a report, with what could not be compared."""
+    """All methods of a report, with what could not be compared."""
 
     oracle: str
-    lines: list[Line]
+    lines: list[Gains]
     notes: list[str]
     marks: list[str]
 
-    def markdown(self) -> str:
-        """GitHub Markdown: of each stream, the regret and the gain of a single merge."""
-        parts = ["# How much is left to gain"]
-        for of_stream in grouped(({"line": line, "stream": stream_title(line.stream)} for line in self.lines),
-                                 ("stream",)).values():  # fmt: skip
-            lines: list[Line] = [entry["line"] for entry in of_stream]
-            parts.append(f"## {tables.escape_markdown(of_stream[0]['stream'])}")
-            for kind, head in (
-                ("regret", f"A_t of {self.oracle} minus A_t of the method, points; {INTERVAL}"),
-                ("one step", f"On the same h and D: validation accuracy as chosen minus at 1/t, points; {INTERVAL}"),
-            ):
-                mine = [line for line in lines if line.kind == kind]
-                parts += [f"**{tables.escape_markdown(head)}**", tables.markdown_table(_frame(mine))] if mine else []
-        parts.append("\n".join(f"- {tables.escape_markdown(note)}" for note in [*self.notes, *self.marks]))
-        return "\n\n".join(part for part in parts if part) + "\n"
+    def document(self) -> Document:
+        """Of each stream, the regret and the gain of a single merge."""
+        titles = {
+            "regret": f"A_t of {self.oracle} minus A_t of the method, points; {INTERVAL}",
+            "one step": f"On the same h and D: validation accuracy as chosen minus at 1/t, points; {INTERVAL}",
+        }
+        streams: dict[str, list[Gains]] = {}
+        for line in self.lines:
+            streams.setdefault(stream_title(line.stream), []).append(line)
+        sections = []
+        for stream, lines in streams.items():
+            sections.append(TableSection(stream))
+            for kind, title in titles.items():
+                of_kind = [line for line in lines if line.kind == kind]
+                sections += [_table(title, of_kind)] if of_kind else []
+        return Document("How much is left to gain", sections, [*self.notes, *self.marks])
 
     def csv(self) -> str:
         """One line a method, t (``mean``: over all t) and stream, unrounded."""
         rows: list[dict[str, Any]] = []
         for line in self.lines:
-            for head, values in line.told().items():
-                mean, low, high = tables.mean_interval(values)
+            for head, values in line.columns().items():
+                mean, low, high = mean_interval(values)
                 place = {name: line.stream[name] for name in BLOCK} | {"kind": line.kind, "oracle": self.oracle}
                 numbers = {"n": len(values), "mean": mean, "low": low, "high": high}
                 rows.append(place | {"method": line.label, "t": head.removeprefix("t = ")} | numbers)
@@ -85,15 +85,15 @@ class Regret:
 
 def evaluate(config: RegretConfig, rows: Sequence[Row]) -> Regret:
     """What the labelled rows can answer, and notes on the rest."""
-    measured = [row for row in rows if row["status"] in MEASURED and row.get("curve")]
-    lines: list[Line] = []
+    measured = measured_rows(rows, "curve")
+    lines: list[Gains] = []
     notes: list[str] = []
     for stream in grouped(measured, BLOCK).values():
         title = stream_title(stream[0])
-        oracle = _repeats(config.oracle, stream)
+        oracle = repeats_of(config.oracle, stream)
         for selector in config.methods:
-            mine = _repeats(selector, stream)
-            line = _line(oracle, mine) if oracle and mine else None
+            method = repeats_of(selector, stream)
+            line = _regret(oracle, method) if oracle and method else None
             if line is not None:
                 lines.append(line)
             elif selector != config.oracle:
@@ -109,51 +109,58 @@ def evaluate(config: RegretConfig, rows: Sequence[Row]) -> Regret:
     return Regret(config.oracle, lines, notes, footnotes(line.stream for line in lines))
 
 
-def _repeats(selector: str, stream: Iterable[Row]) -> list[Row]:
-    """The repeats of the one method that the selector means; empty when it means none or several."""
-    found = [row for row in stream if matches(selector, row)]
-    return found if len({row["variant"] for row in found}) == 1 else []
-
-
-def _line(oracle: Sequence[Row], mine: Sequence[Row]) -> Line | None:
+def _regret(oracle: Sequence[Row], method: Sequence[Row]) -> Gains | None:
     """A_t(oracle) - A_t(method), t = 2..T, over the repeats that both have."""
-    best, own = ({(r["class_order_seed"], r["run_seed"]): r["curve"] for r in rows} for rows in (oracle, mine))
-    curves = [(best[repeat], own[repeat]) for repeat in sorted(best.keys() & own.keys())]
-    if not curves or mine[0]["variant"] == oracle[0]["variant"]:
+    if method[0]["variant"] == oracle[0]["variant"]:
         return None
-    return _differences(mine[0], "regret", [[None if None in (b, o) else b - o for b, o in zip(*pair, strict=True)][1:]
-                                            for pair in curves])  # fmt: skip
+    best, reached = ({(r["class_order_seed"], r["run_seed"]): r["curve"] for r in rows} for rows in (oracle, method))
+    common = sorted(best.keys() & reached.keys())
+    differences = [[_minus(a, b) for a, b in zip(best[r], reached[r], strict=True)] for r in common]
+    return _gains(method[0], "regret", [of_repeat[1:] for of_repeat in differences])
 
 
-def _one_step(repeats: Sequence[Row]) -> Line | None:
+def _one_step(repeats: Sequence[Row]) -> Gains | None:
     """What an oracle's coefficients gain over 1/t in each of its own merges."""
-    told = [
-        [100 * (s[ONE_STEP[0]] - s[ONE_STEP[1]]) if set(ONE_STEP) <= s.keys() else None for s in row["scalars"][1:]]
-        for row in repeats
-    ]
-    return _differences(repeats[0], "one step", told)
+    chosen, average = ONE_STEP
+    gains = [[_minus(logged.get(chosen), logged.get(average)) for logged in row["scalars"][1:]] for row in repeats]
+    percent = [[None if gain is None else 100 * gain for gain in of_repeat] for of_repeat in gains]
+    return _gains(repeats[0], "one step", percent)
 
 
-def _differences(row: Row, kind: str, repeats: Sequence[Sequence[float | None]]) -> Line | None:
-    """A line of the t that every repeat knows."""
-    by_t = {t: values for t, values in enumerate(map(list, zip(*repeats, strict=False)), 2) if None not in values}
+def _minus(a: float | None, b: float | None) -> float | None:
+    """Undefined where either is: not evaluated, not logged, or logged as no number."""
+    return None if a is None or b is None else a - b
+
+
+def _gains(row: Row, kind: str, repeats: Sequence[Sequence[float | None]]) -> Gains | None:
+    """The t that every repeat knows; ``repeats`` list the differences from t = 2 on."""
+    by_t = {
+        t: [value for value in values if value is not None]
+        for t, values in enumerate(zip(*repeats, strict=False), 2)
+        if None not in values
+    }
     if not by_t:
         return None
     overall = [sum(values) / len(by_t) for values in zip(*by_t.values(), strict=True)]
-    return Line(row, kind, row["label"], by_t, overall)
+    return Gains(row, kind, row["label"], by_t, overall)
 
 
-def _frame(lines: Sequence[Line]) -> pd.DataFrame:
-    import pandas as pd
-
-    def text(values: Sequence[float]) -> str:
-        mean, low, high = tables.mean_interval(values)
-        return f"{mean:+.1f}" if low is None else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-    return pd.DataFrame(
-        {"Method": line.label, "n": str(len(line.overall))} | {head: text(v) for head, v in line.told().items()}
+def _table(title: str, lines: Sequence[Gains]) -> TableSection:
+    columns = list(dict.fromkeys(head for line in lines for head in line.columns()))
+    columns.append(columns.pop(columns.index("mean")))
+    heads = [("Method",), ("n",), *((column,) for column in columns)]
+    rows = [
+        [line.label, str(len(line.overall)), *(_interval(line.columns().get(column)) for column in columns)]
         for line in lines
-    ).fillna("-")
+    ]
+    return TableSection(title, heads, rows, level=3)
+
+
+def _interval(values: Sequence[float] | None) -> str:
+    if values is None:
+        return "-"
+    mean, low, high = mean_interval(values)
+    return f"{mean:+.1f}" if low is None else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def figure(regret: Regret) -> dict[str, bytes]:
@@ -178,13 +185,13 @@ def figure(regret: Regret) -> dict[str, bytes]:
         for axes, stream in zip(panels, streams, strict=True):
             axes.axhline(0, color="black", linewidth=0.8)
             for entry in stream:
-                line: Line = entry["line"]
+                line: Gains = entry["line"]
                 i = labels.index(line.label)
                 aside = 0.6 * ((i + 0.5) / len(labels) - 0.5)  # side by side, so that intervals do not cover each other
-                told = [tables.mean_interval(values) for values in line.by_t.values()]
-                half = [0.0 if high is None else high - mean for mean, _, high in told]
+                intervals = [mean_interval(values) for values in line.by_t.values()]
+                half = [0.0 if high is None else high - mean for mean, _, high in intervals]
                 axes.errorbar(
-                    [t + aside for t in line.by_t], [mean for mean, _, _ in told],
+                    [t + aside for t in line.by_t], [mean for mean, _, _ in intervals],
                     yerr=half, label=line.label, color=colours[i % len(colours)],
                     marker=MARKERS[i % len(MARKERS)], markersize=4.5, linewidth=0.9, elinewidth=0.8, capsize=1.5,
                 )  # fmt: skip

@@ -6,7 +6,6 @@ Its cells are those that ``clmerge run`` would make of the same grid, so a table
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from bench.plan.grid import parse_seeds
 from bench.plan.method_protocol import for_method
 from bench.registry import Registry
 from bench.registry.resolved import Method
-from bench.report import tables
-from bench.report.papers.layout import Columns, Line, PaperTable
-from bench.report.papers.published import Family, PublishedNumber
-from bench.report.rows import MARKS, MEASURED, Row, mark
+from bench.report.columns import BY_KEY, Summary, mean_sd
+from bench.report.papers.layout import PaperTable, StreamColumns, TableRow
+from bench.report.papers.published import PublishedFamily, PublishedNumber
+from bench.report.rows import MARKS, Row, mark, measured_rows
 
 STATES = ("done", "stale", "outdated", "failed", "damaged", "missing")
 
@@ -43,54 +42,51 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RowAtPlace:
     """One row of a table at one place: its cells, and their rows where they have records."""
 
-    line: Line
+    line: TableRow
     place: Place
     method: Method
     cells: list[Cell]
-    found: Mapping[str, Row]  #: by cell id
+    rows: Mapping[str, Row]  #: of those that have records, by cell id
 
     @property
     def states(self) -> Counter[str]:
         """How many cells are in each of :data:`STATES`."""
-        return Counter(self.found[c.id]["status"] if c.id in self.found else "missing" for c in self.cells)
+        return Counter(self.rows[c.id]["status"] if c.id in self.rows else "missing" for c in self.cells)
 
     @property
     def measured(self) -> list[Row]:
         """Rows with numbers."""
-        rows = (self.found[c.id] for c in self.cells if c.id in self.found)
-        return [row for row in rows if row["status"] in MEASURED and row["a_last"] is not None]
+        return measured_rows(self.rows[c.id] for c in self.cells if c.id in self.rows)
 
-    def mean_sd(self, metric: str) -> tuple[float | None, float | None]:
+    def mean_sd(self, metric: str) -> Summary:
         """Mean and sample sd over the repeats; None where undefined."""
-        values = [row[metric] for row in self.measured]
-        if not values or None in values:
-            return None, None
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+        return mean_sd([row[metric] for row in self.measured])
 
     def text(self, metric: str, with_states: bool) -> str:
         """What the table prints: mean ± sd, and where it is asked for what is not as wanted."""
-        states, n = self.states, len(self.measured)
-        if not n and states["missing"] == len(self.cells):
+        states, measured = self.states, bool(self.measured)
+        if not measured and states["missing"] == len(self.cells):
             return "not run"
-        parts = [tables.number(self.mean_sd(metric))] if n else []
-        if with_states or not n:
-            told = {state: states[state] for state in STATES[1:-1] if states[state]}
-            parts += [state if k == len(self.cells) else f"{state} {k}/{len(self.cells)}" for state, k in told.items()]
-            parts += [f"(n = {n})"] if 0 < n < len(self.cells) else []
+        parts = [BY_KEY[metric].text(self.mean_sd(metric))] if measured else []
+        if with_states or not measured:
+            notable = {state: states[state] for state in STATES[1:-1] if states[state]}
+            total = len(self.cells)
+            parts += [state if n == total else f"{state} {n}/{total}" for state, n in notable.items()]
+            parts += [f"(n = {len(self.measured)})"] if 0 < len(self.measured) < total else []
         return " ".join(parts)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTable:
     """A table with what is there of it."""
 
     table: PaperTable
     places: list[Place]
-    entries: list[list[Entry]]  #: rows x places
-    families: dict[str, Family]  #: beside and below
+    entries: list[list[RowAtPlace]]  #: rows x places
+    families: dict[str, PublishedFamily]  #: beside and below
 
     @property
     def cells(self) -> dict[str, Cell]:
@@ -98,20 +94,20 @@ class Measured:
         return {cell.id: cell for row in self.entries for entry in row for cell in entry.cells}
 
     @property
-    def found(self) -> dict[str, Row]:
+    def recorded(self) -> dict[str, Row]:
         """The rows of those that have records, by id."""
-        return {cell_id: row for line in self.entries for entry in line for cell_id, row in entry.found.items()}
+        return {cell_id: row for line in self.entries for entry in line for cell_id, row in entry.rows.items()}
 
     @property
     def rows(self) -> list[Row]:
         """The rows whose coordinates are known."""
-        return [row for row in self.found.values() if row["dataset"] is not None]
+        return [row for row in self.recorded.values() if row["dataset"] is not None]
 
     @property
     def states(self) -> Counter[str]:
         """How many of the distinct cells are in each of :data:`STATES`."""
-        found = self.found
-        return Counter(found[id_]["status"] if id_ in found else "missing" for id_ in self.cells)
+        recorded = self.recorded
+        return Counter(recorded[id_]["status"] if id_ in recorded else "missing" for id_ in self.cells)
 
     @property
     def varies(self) -> bool:
@@ -126,7 +122,7 @@ class Measured:
         status = next((s for s in statuses if s in MARKS), statuses[0])
         return title + mark({"method_status": status})
 
-    def published(self, family: Family, entry: Entry, metric: str) -> PublishedNumber | None:
+    def published(self, family: PublishedFamily, entry: RowAtPlace, metric: str) -> PublishedNumber | None:
         """The family's number for this row, stream and metric."""
         for number in self.on_streams(family, metric, [entry.place]):
             match = family.match_method(number)
@@ -136,7 +132,7 @@ class Measured:
         return None
 
     def on_streams(
-        self, family: Family, metric: str, places: list[Place], stated: bool = True
+        self, family: PublishedFamily, metric: str, places: list[Place], stated: bool = True
     ) -> list[PublishedNumber]:
         """The family's numbers on these streams; not ``stated``: those on the datasets that state no task count."""
         streams = {(place.dataset.key, place.n_tasks if stated else None) for place in places}
@@ -154,8 +150,8 @@ def measure(
     registry: Registry,
     folders: list[Path],
     rows: Mapping[str, Row],
-    families: Mapping[str, Family],
-) -> Measured:
+    families: Mapping[str, PublishedFamily],
+) -> MeasuredTable:
     """The table's cells and what is there of them.
 
     Args:
@@ -178,30 +174,32 @@ def measure(
         for repeat in parse_seeds(table.repeats)
     ]
     resolved: dict[tuple[str, ...], tuple[Method, ProtocolConfig, dict[str, str]]] = {}
-    entries: list[list[Entry]] = []
+    entries: list[list[RowAtPlace]] = []
     for line in table.lines:
         entries.append([])
         for place in places:
             key_of = (line.method, place.dataset.key, place.protocol.key, place.trainer or "", place.start or "")
             if key_of not in resolved:  # task counts and repeats share it
                 resolved[key_of] = for_method(registry, place.protocol, {}, line.method, place.start, place.trainer)
-            method, own, request = resolved[key_of]
+            method, protocol, request = resolved[key_of]
             if any(spec.metadata["images"] for spec in method.rule.states().values()):
                 raise UserError(
                     f"{where}: methods: {line.method!r} keeps images of past tasks, and such methods stand in "
                     "tables of their own, with the bytes of them (clmerge report); leave it out"
                 )
-            cells = [_cell(place, method, own, request, order, run) for order, run in repeats]
-            entries[-1].append(Entry(line, place, method, cells, {c.id: rows[c.id] for c in cells if c.id in rows}))
-    found = Measured(table, places, entries, {key: families[key] for key in (*table.beside, *table.below)})
-    labels = [found.label(i) for i in range(len(entries))]
+            cells = [_cell(place, method, protocol, request, order, run) for order, run in repeats]
+            entries[-1].append(
+                RowAtPlace(line, place, method, cells, {c.id: rows[c.id] for c in cells if c.id in rows})
+            )
+    measured = MeasuredTable(table, places, entries, {key: families[key] for key in (*table.beside, *table.below)})
+    labels = [measured.label(i) for i in range(len(entries))]
     for i, label in enumerate(labels):
         if label in labels[:i]:
             raise UserError(f"{where}: methods: two rows are called {label!r}; give one of them a title")
-    return found
+    return measured
 
 
-def _places(table: PaperTable, columns: Columns, folders: list[Path]) -> list[Place]:
+def _places(table: PaperTable, columns: StreamColumns, folders: list[Path]) -> list[Place]:
     dataset = load_dataset_config(columns.dataset, folders)
     protocol = for_dataset(load_protocol(columns.protocol or table.protocol or dataset.protocol), dataset.key)
     for n_tasks in columns.tasks:
@@ -218,10 +216,10 @@ def _places(table: PaperTable, columns: Columns, folders: list[Path]) -> list[Pl
     ]
 
 
-def _cell(place: Place, method: Method, own: ProtocolConfig, entry: dict[str, str], order: int, run: int) -> Cell:
+def _cell(place: Place, method: Method, protocol: ProtocolConfig, entry: dict[str, str], order: int, run: int) -> Cell:
     """The cell that a run of the same grid would make (``bench.plan.grid.expand``), whether or not its data is here."""
     request = {
         "dataset": place.dataset.key, "n_tasks": place.n_tasks, "protocol": place.protocol.key, "overrides": {},
         "method": method.variant, **entry, "class_order_seed": order, "run_seed": run, "eval_split": "test",
     }  # fmt: skip
-    return Cell(place.dataset, place.n_tasks, own, method, order, run, "test", request)
+    return Cell(place.dataset, place.n_tasks, protocol, method, order, run, "test", request)

@@ -8,29 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.report.papers.cells import STATES, Entry, Measured, Place
-from bench.report.papers.published import CONFIDENCE, Family, PublishedNumber, confidence_notes
-from bench.report.rows import footnotes
-from bench.report.tables import HEADERS
-
-if TYPE_CHECKING:
-    import pandas as pd
+from bench.report.columns import BY_KEY
+from bench.report.papers.cells import STATES, MeasuredTable, Place, RowAtPlace
+from bench.report.papers.published import CONFIDENCE, PublishedFamily, PublishedNumber, confidence_notes
+from bench.report.rows import footnotes, grouped
+from bench.report.section import TableSection
 
 HEADINGS = ("kind", "dataset", "tasks", "trainer", "start", "metric_title")
 COLUMNS = (
     "block", "kind", "label", "method", "dataset_key", "n_tasks", "protocol", "trainer", "start", "metric", "n",
     "wanted", *STATES, "mean", "sd", "text", "family", "confidence", "source", "source_metric", "note",
 )  # fmt: skip
-#: headings as narrow as papers have them; a note spells them out
-SHORT = {
-    "avg_acc": "A_avg",
-    "learn_acc": "A_learn",
-    "forgetting": "F",
-    "forgetting_taskaware": "F_aware",
-    "a_last_taskaware": "A_aware",
-}
 STATE_WORDS = {
     "stale": "stale (their code has changed since)",
     "outdated": "outdated and not counted (what they were asked for has changed since)",
@@ -40,12 +30,12 @@ STATE_WORDS = {
 }
 
 
-def lines(measured: Measured) -> list[dict[str, Any]]:
+def lines(measured: MeasuredTable) -> list[dict[str, Any]]:
     """The tidy frame's: :data:`COLUMNS` for machines and :data:`HEADINGS` for people, in the order of print."""
     return [*_beside(measured), *_below(measured)]
 
 
-def _beside(measured: Measured) -> Iterable[dict[str, Any]]:
+def _beside(measured: MeasuredTable) -> Iterable[dict[str, Any]]:
     table = measured.table
     for i, row in enumerate(measured.entries):
         label = measured.label(i)
@@ -60,27 +50,23 @@ def _beside(measured: Measured) -> Iterable[dict[str, Any]]:
                 yield {"block": block, "label": label} | _published(family, number, entry.place, metric)
 
 
-def _below(measured: Measured) -> Iterable[dict[str, Any]]:
+def _below(measured: MeasuredTable) -> Iterable[dict[str, Any]]:
     for family, metric in product((measured.families[key] for key in measured.table.below), measured.table.metrics):
         for place in {(p.dataset.key, p.n_tasks): p for p in measured.places}.values():
             for number in measured.on_streams(family, metric, [place]):
-                own = {"block": f"Published, {family.title}", "label": family.title_of(number)}
-                yield own | _published(family, number, place, metric) | {"trainer": "", "start": ""}
-
-
-def heading(metric: str) -> str:
-    """A metric over its column."""
-    return SHORT.get(metric, HEADERS[metric])
+                identity = {"block": f"Published, {family.title}", "label": family.title_of(number)}
+                yield identity | _published(family, number, place, metric) | {"trainer": "", "start": ""}
 
 
 def _place(place: Place, metric: str) -> dict[str, Any]:
     return {
         "dataset": place.title, "n_tasks": place.n_tasks, "tasks": f"T = {place.n_tasks}",
-        "trainer": place.trainer or "", "start": place.start or "", "metric": metric, "metric_title": heading(metric),
+        "trainer": place.trainer or "", "start": place.start or "", "metric": metric,
+        "metric_title": BY_KEY[metric].narrow,
     }  # fmt: skip
 
 
-def _measured(entry: Entry, metric: str, with_states: bool) -> dict[str, Any]:
+def _measured(entry: RowAtPlace, metric: str, with_states: bool) -> dict[str, Any]:
     mean, sd = entry.mean_sd(metric)
     return _place(entry.place, metric) | {
         "kind": f"Measured, protocol {entry.place.protocol.key}", "method": entry.method.variant,
@@ -90,7 +76,7 @@ def _measured(entry: Entry, metric: str, with_states: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _published(family: Family, number: PublishedNumber, place: Place, metric: str) -> dict[str, Any]:
+def _published(family: PublishedFamily, number: PublishedNumber, place: Place, metric: str) -> dict[str, Any]:
     spread = "" if number.std is None else f" ± {number.std}"
     return _place(place, metric) | {
         "kind": f"Published, {family.title}", "method": number.name, "dataset_key": number.dataset,
@@ -101,61 +87,60 @@ def _published(family: Family, number: PublishedNumber, place: Place, metric: st
     }  # fmt: skip
 
 
-def blocks(measured: Measured) -> dict[str, pd.DataFrame]:
-    """The printed tables by title: strings, a row a label, columns under their headings.
+def sections(measured: MeasuredTable) -> list[TableSection]:
+    """The printed tables: a row a label, columns under their headings.
 
     A heading that is the same over a whole table stands in its title instead.
     """
-    import pandas as pd
-
-    found = {}
-    for name, mine in pd.DataFrame(lines(measured)).groupby("block", sort=False):
-        varying = [h for h in HEADINGS if h == "kind" or mine[h].nunique() > 1]
-        constant = [str(mine[h].iloc[0]) for h in HEADINGS if h not in varying]
-        title = ", ".join(dict.fromkeys(text for text in (str(name), *constant) if text))
-        # In the order of the table's file, measured columns first: not every line has a value in every column.
-        ranks = [list(dict.fromkeys(mine[h])) for h in varying]
-        columns = sorted(
-            set(mine[varying].itertuples(index=False, name=None)),
-            key=lambda column: [rank.index(text) for rank, text in zip(ranks, column, strict=True)],
-        )
-        texts = {(line["label"], *(line[h] for h in varying)): line["text"] for line in mine.to_dict("records")}
-        labels = list(dict.fromkeys(mine["label"]))
-        cells = [[texts.get((label, *column), "") for column in columns] for label in labels]
-        found[title] = pd.DataFrame(cells, index=labels, columns=pd.MultiIndex.from_tuples(columns))
-    return found
+    return [_section(name, block) for (name,), block in grouped(lines(measured), ("block",)).items()]
 
 
-def notes(measured: Measured) -> list[str]:
+def _section(name: str, block: list[dict[str, Any]]) -> TableSection:
+    orders = {heading: list(dict.fromkeys(line[heading] for line in block)) for heading in HEADINGS}
+    varying = [heading for heading in HEADINGS if heading == "kind" or len(orders[heading]) > 1]
+    constant = [orders[heading][0] for heading in HEADINGS if heading not in varying]
+    texts = {(line["label"], *(line[heading] for heading in varying)): line["text"] for line in block}
+    # In the order of the table's file, measured columns first: not every line has a value in every column.
+    columns = sorted(
+        {key[1:] for key in texts},
+        key=lambda column: [orders[heading].index(text) for heading, text in zip(varying, column, strict=True)],
+    )
+    labels = dict.fromkeys(line["label"] for line in block)
+    title = ", ".join(dict.fromkeys(text for text in (name, *constant) if text))
+    heads = [(*[""] * (len(varying) - 1), "Method"), *columns]
+    return TableSection(title, heads, [[label, *(texts.get((label, *c), "") for c in columns)] for label in labels])
+
+
+def notes(measured: MeasuredTable) -> list[str]:
     """What must be said under a table: repeats, gaps, protocols, where published numbers come from, and the marks."""
     table, states = measured.table, measured.states
     order = "" if table.class_order_seed is None else f", class order {table.class_order_seed}"
-    shown = [f"{heading(metric)}: {HEADERS[metric].lower()}" for metric in table.metrics if metric in SHORT]
-    told = [
+    metrics = [BY_KEY[metric] for metric in table.metrics]
+    spelled = [f" {metric.narrow}: {metric.heading.lower()}." for metric in metrics if metric.short]
+    said = [
         f"Mean ± sample standard deviation over repeats {table.repeats}{order} (n where there are fewer); accuracies "
-        f"in percent, differences in points.{''.join(f' {text}.' for text in shown)}"
+        f"in percent, differences in points.{''.join(spelled)}"
     ]
     gaps = [f"{states[state]} {STATE_WORDS[state]}" for state in STATES[1:] if states[state]]
     if gaps:
-        told.append(f"Of {len(measured.cells)} cells: {', '.join(gaps)}.")
-    protocols = {place.protocol.key: place.protocol for place in measured.places}
-    for protocol in protocols.values():
+        said.append(f"Of {len(measured.cells)} cells: {', '.join(gaps)}.")
+    for protocol in {place.protocol.key: place.protocol for place in measured.places}.values():
         inferred = f"; {len(protocol.inferred)} of its settings are inferred" if protocol.inferred else ""
-        told.append(f"Protocol {protocol.key}: {protocol.title}{inferred}.")
-    numbers = []
+        said.append(f"Protocol {protocol.key}: {protocol.title}{inferred}.")
+    shown = []
     for family in measured.families.values():
-        mine = _numbers(measured, family)
-        numbers += mine
-        told += _family_notes(measured, family, mine) if mine else []
-    told += confidence_notes(numbers)
-    told += footnotes({"method_status": entry.method.status} for row in measured.entries for entry in row)
+        numbers = _numbers(measured, family)
+        shown += numbers
+        said += _family_notes(measured, family, numbers) if numbers else []
+    said += confidence_notes(shown)
+    said += footnotes({"method_status": entry.method.status} for row in measured.entries for entry in row)
     if not measured.varies:
-        spelled = (f"{measured.label(i)} = {row[0].method.variant}" for i, row in enumerate(measured.entries))
-        told.append(f"Spelled out: {'; '.join(spelled)}.")
-    return [*told, *table.notes]
+        variants = (f"{measured.label(i)} = {row[0].method.variant}" for i, row in enumerate(measured.entries))
+        said.append(f"Spelled out: {'; '.join(variants)}.")
+    return [*said, *table.notes]
 
 
-def _numbers(measured: Measured, family: Family) -> list[PublishedNumber]:
+def _numbers(measured: MeasuredTable, family: PublishedFamily) -> list[PublishedNumber]:
     """The family's numbers that the table shows."""
     table = measured.table
     if family.key in table.below:
@@ -165,34 +150,34 @@ def _numbers(measured: Measured, family: Family) -> list[PublishedNumber]:
     return [number for number in shown if number is not None]
 
 
-def _family_notes(measured: Measured, family: Family, numbers: list[PublishedNumber]) -> list[str]:
+def _family_notes(measured: MeasuredTable, family: PublishedFamily, numbers: list[PublishedNumber]) -> list[str]:
+    """What the family is, whether its numbers can be compared, and what is to be said of single ones."""
     paper = f" ({family.paper})" if family.paper else ""
-    judged = family.reproduction and all(
-        place.protocol.key == family.reproduction.protocol for place in measured.places
-    )
-    compared = (
-        f"are judged in verdicts.md, against this protocol with class order {family.reproduction.class_order_seed}"
-        if judged and family.reproduction
-        else "are not comparable with the measured ones: "
-        + (family.why_not or "the protocol of these columns is another")
-    )
-    told = [f"Published, {family.title}{paper}: {family.about.strip()} These numbers {compared}."]
+    said = [f"Published, {family.title}{paper}: {family.about.strip()} These numbers {_comparable(measured, family)}."]
     reasons: dict[str, list[str]] = {}
     for number in numbers:
         matches = {
             number.dataset: family.match_dataset(number.dataset),
             family.title_of(number): family.match_method(number),
-            heading(number.metric): family.match_metric(number.metric),
+            BY_KEY[number.metric].narrow: family.match_metric(number.metric),
         }
         for name, match in matches.items():
             if match.why_not:
                 reasons.setdefault(f"not comparable: {match.why_not}", []).append(name)
         if number.note:
             reasons.setdefault(number.note, []).append(f"{family.title_of(number)} on {number.dataset}")
-    told += [f"{family.title}: {', '.join(dict.fromkeys(names))}: {reason}." for reason, names in reasons.items()]
+    said += [f"{family.title}: {', '.join(dict.fromkeys(names))}: {reason}." for reason, names in reasons.items()]
     nowhere: dict[str, list[str]] = {}
     for metric in measured.table.metrics:
         for number in measured.on_streams(family, metric, measured.places, stated=False):
-            name = f"{family.title_of(number)} on {number.dataset}, {heading(metric)} {number.value}"
+            name = f"{family.title_of(number)} on {number.dataset}, {BY_KEY[metric].narrow} {number.value}"
             nowhere.setdefault(number.note or "the number of tasks is not stated", []).append(name)
-    return told + [f"{family.title}, in no column: {'; '.join(names)} ({why})." for why, names in nowhere.items()]
+    return said + [f"{family.title}, in no column: {'; '.join(names)} ({why})." for why, names in nowhere.items()]
+
+
+def _comparable(measured: MeasuredTable, family: PublishedFamily) -> str:
+    reproduction = family.reproduction
+    if reproduction and all(place.protocol.key == reproduction.protocol for place in measured.places):
+        return f"are judged in verdicts.md, against this protocol with class order {reproduction.class_order_seed}"
+    why = family.why_not or "the protocol of these columns is another"
+    return f"are not comparable with the measured ones: {why}"

@@ -6,19 +6,18 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from bench.common.errors import unknown
 from bench.common.paths import REPORTS
 from bench.config.files import read_yaml
 from bench.config.schema import Section, SuiteConfig
 from bench.method import Start
 from bench.plan.grid import parse_seeds
-from bench.report import tables
+from bench.report.columns import check_columns
 from bench.report.inference import contrasts
 
 PAPER_TABLES = REPORTS / "paper"
 
 
-class Columns(Section):
+class StreamColumns(Section):
     """Streams: a dataset at some task counts, under every combination of trainers and starts where these are given."""
 
     dataset: str
@@ -29,7 +28,7 @@ class Columns(Section):
     starts: list[Start] = []  #: empty: each method's own
 
 
-class Line(Section):
+class TableRow(Section):
     """A row that needs more than a spelling."""
 
     method: str
@@ -44,8 +43,8 @@ class PaperTable(Section):
     title: str
     caption: str = ""
     protocol: str | None = None  #: None: each dataset's own
-    columns: list[Columns] = Field(min_length=1)
-    methods: list[str | Line] = Field(min_length=1)
+    columns: list[StreamColumns] = Field(min_length=1)
+    methods: list[str | TableRow] = Field(min_length=1)
     metrics: list[str] = ["a_last"]
     repeats: str  #: as ``--seeds``
     class_order_seed: int | None = Field(default=None, ge=0)  #: pins the class order; repeats then vary the run seed
@@ -53,16 +52,12 @@ class PaperTable(Section):
     beside: list[str] = []  #: published families, in columns of their own
     below: list[str] = []  #: published families, in blocks of their own with all of their methods
     notes: list[str] = []
-    families: list[contrasts.Family] = []  #: declared contrasts
+    families: list[contrasts.ContrastFamily] = []  #: declared contrasts
 
     @field_validator("metrics")
     @classmethod
     def _metrics(cls, metrics: list[str]) -> list[str]:
-        for name in metrics:
-            if name not in tables.HEADERS or name in tables.BYTES:
-                raise ValueError(str(unknown("metric", name, set(tables.HEADERS) - set(tables.BYTES))))
-        if any(name.startswith("forgetting") for name in metrics) and "learn_acc" not in metrics:
-            raise ValueError("forgetting is shown only beside learn_acc, because what learns nothing forgets least")
+        check_columns(metrics, "metric")
         return metrics
 
     def suites(self) -> list[SuiteConfig]:
@@ -77,9 +72,9 @@ class PaperTable(Section):
         ]  # fmt: skip
 
     @property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[TableRow]:
         """The rows."""
-        return [Line(method=line) if isinstance(line, str) else line for line in self.methods]
+        return [TableRow(method=line) if isinstance(line, str) else line for line in self.methods]
 
 
 def load_table(path: Path) -> PaperTable:

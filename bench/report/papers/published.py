@@ -67,7 +67,7 @@ class PublishedNumber(Section):
         return f"{self.method}/{self.variant}" if self.variant else self.method
 
 
-class Family(Section):
+class PublishedFamily(Section):
     """``reports/published/<key>.yaml``: numbers that were measured under one protocol."""
 
     key: str
@@ -102,14 +102,14 @@ class Family(Section):
         return self.methods[number.name].title or number.name
 
 
-def load_family(path: Path) -> Family:
+def load_family(path: Path) -> PublishedFamily:
     """One family's file.
 
     Raises:
         UserError: an unknown key, source or method, a value out of range, a number twice, or neither a reproduction
             nor the reason why there is none.
     """
-    family = read_yaml(path, Family, key=path.stem)
+    family = read_yaml(path, PublishedFamily, key=path.stem)
     if (family.reproduction is None) == (not family.why_not):
         raise UserError(f"{path}: reproduction: give either it or why_not, and not both")
     seen: dict[tuple[object, ...], int] = {}
@@ -130,7 +130,7 @@ def load_family(path: Path) -> Family:
     return family
 
 
-def load_families(folder: Path = PUBLISHED) -> dict[str, Family]:
+def load_families(folder: Path = PUBLISHED) -> dict[str, PublishedFamily]:
     """Every family of a folder by key, in order of key.
 
     Raises:

@@ -11,18 +11,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.common.csv_text import csv_text
 from bench.common.errors import UserError
 from bench.config.files import load_protocol
 from bench.registry import Registry
+from bench.report.columns import BY_KEY, METRICS
 from bench.report.compare.verify import prediction_interval
-from bench.report.papers.published import Family, PublishedNumber
-from bench.report.rows import Row, csv_text
-from bench.report.tables import HEADERS, escape_markdown, markdown_table
+from bench.report.papers.published import PublishedFamily, PublishedNumber
+from bench.report.rows import Row
+from bench.report.section import Document, TableSection
 
 CONFIDENCE = 0.95
 MIN_REPEATS = 2
-Outcome = Literal["consistent", "inconsistent", "not run", "not comparable"]
-OUTCOMES: tuple[Outcome, ...] = ("consistent", "inconsistent", "not run", "not comparable")
+Judgement = Literal["consistent", "inconsistent", "not run", "not comparable"]
+JUDGEMENTS: tuple[Judgement, ...] = ("consistent", "inconsistent", "not run", "not comparable")
+HEADS = (
+    "Method", "Dataset", "T", "Metric", "Published", "Confidence", "n", "Ours, mean", "95 % prediction", "Verdict",
+)  # fmt: skip
 COLUMNS = (
     "family", "dataset", "n_tasks", "method", "metric", "published", "published_std", "verdict", "why", "n", "mean",
     "sd", "low", "high", "protocol", "class_order_seed", "inferred", "confidence", "source",
@@ -34,9 +39,9 @@ COLUMNS = (
 class Verdict:
     """One published number and what our runs say of it; percent."""
 
-    family: Family
+    family: PublishedFamily
     number: PublishedNumber
-    outcome: Outcome
+    judgement: Judgement
     why: str = ""
     values: tuple[float, ...] = ()  #: ours, one a repeat
     low: float | None = None
@@ -50,34 +55,37 @@ class Verdicts:
 
     all: list[Verdict]
 
-    def counts(self) -> dict[Outcome, int]:
-        """How many there are of each outcome."""
-        return {outcome: sum(v.outcome == outcome for v in self.all) for outcome in OUTCOMES}
+    def counts(self) -> dict[Judgement, int]:
+        """How many there are of each judgement."""
+        return {judgement: sum(v.judgement == judgement for v in self.all) for judgement in JUDGEMENTS}
 
-    def markdown(self) -> str:
+    def document(self) -> Document:
         """The rule, the counts, and a table a family."""
-        told = ", ".join(f"{count} {outcome}" for outcome, count in self.counts().items())
-        parts = [
-            "# Published numbers",
-            f"{told}.",
+        counted = ", ".join(f"{count} {judgement}" for judgement, count in self.counts().items())
+        rule = (
             "A published number is judged under its family's reproduction protocol and class order alone: consistent "
             f"where it lies in the {CONFIDENCE:.0%} prediction interval of our repeats for one more run (mean ± t s "
             f"√(1 + 1/n), at least {MIN_REPEATS} repeats). Of numbers that agree, about {1 - CONFIDENCE:.0%} fall "
-            "outside by chance. A published mean of several runs is judged as one run, which is lenient.",
-        ]
-        for family in dict.fromkeys(v.family.key for v in self.all):
-            mine = [v for v in self.all if v.family.key == family]
-            parts += [f"## {escape_markdown(mine[0].family.title)}", escape_markdown(_about(mine[0]))]
-            parts.append(_table(mine))
-            parts.append("\n".join(f"- {escape_markdown(doubt)}" for doubt in mine[0].family.doubts))
-        return "\n\n".join(part for part in parts if part) + "\n"
+            "outside by chance. A published mean of several runs is judged as one run, which is lenient."
+        )
+        families: dict[str, list[Verdict]] = {}
+        for verdict in self.all:
+            families.setdefault(verdict.family.key, []).append(verdict)
+        sections = [
+            TableSection(
+                verdicts[0].family.title, [(head,) for head in HEADS], [_printed(v) for v in verdicts],
+                verdicts[0].family.doubts, _about(verdicts[0].family),
+            )
+            for verdicts in families.values()
+        ]  # fmt: skip
+        return Document("Published numbers", sections, about=f"{counted}.\n\n{rule}")
 
     def csv(self) -> str:
         """A line a published number, unrounded."""
         return csv_text([_line(verdict) for verdict in self.all], COLUMNS)
 
 
-def judge(families: Iterable[Family], rows: Sequence[Row], registry: Registry) -> Verdicts:
+def judge(families: Iterable[PublishedFamily], rows: Sequence[Row], registry: Registry) -> Verdicts:
     """A verdict on every number of the families.
 
     Args:
@@ -92,16 +100,18 @@ def judge(families: Iterable[Family], rows: Sequence[Row], registry: Registry) -
     return Verdicts([_judge(f, number, rows, registry) for f in judged_first for number in f.references])
 
 
-def _judge(family: Family, number: PublishedNumber, rows: Sequence[Row], registry: Registry) -> Verdict:
+def _judge(family: PublishedFamily, number: PublishedNumber, rows: Sequence[Row], registry: Registry) -> Verdict:
     protocol = load_protocol(family.reproduction.protocol) if family.reproduction else None
     dataset, metric = family.match_dataset(number.dataset), family.match_metric(number.metric)
     method = family.match_method(number)
     where = f"published family {family.key}: methods.{number.name}.ours"
     ours = method.ours and registry.resolve(method.ours, protocol.tuned if protocol else None, where=where)
-    if metric.ours not in HEADERS:
+    if metric.ours not in METRICS:
         raise UserError(f"published family {family.key}: metrics.{number.metric}.ours: no metric {metric.ours!r} here")
+    if not ours:
+        return Verdict(family, number, "not comparable", "no such method here")
     reasons = [
-        "our method is a reconstruction from the abstract" if ours and ours.status == "reconstruction" else "",
+        "our method is a reconstruction from the abstract" if ours.status == "reconstruction" else "",
         (number.note or "marked as not to be used") if not number.use else "",
         method.why_not,
         family.why_not,
@@ -109,69 +119,68 @@ def _judge(family: Family, number: PublishedNumber, rows: Sequence[Row], registr
         dataset.why_not,
         metric.why_not,
     ]
-    if not ours:
-        reasons = ["no such method here"]
     why = "; ".join(dict.fromkeys(filter(None, reasons)))
-    if why or not ours or not protocol or not family.reproduction:
+    if why or not protocol or not family.reproduction:
         return Verdict(family, number, "not comparable", why)
     place = {
         "dataset": dataset.ours, "n_tasks": number.n_tasks, "protocol": protocol.key, "eval_split": "test",
         "variant": ours.variant, "class_order_seed": family.reproduction.class_order_seed,
     }  # fmt: skip
-    found = [row for row in rows if all(row[name] == value for name, value in place.items())]
-    values = tuple(r[metric.ours] for r in found if r["status"] == "done" and r[metric.ours] is not None)
-    inferred = len(protocol.inferred)
+    repeats = [row for row in rows if all(row[name] == value for name, value in place.items())]
+    return _compared(family, number, repeats, metric.ours, len(protocol.inferred))
+
+
+def _compared(
+    family: PublishedFamily, number: PublishedNumber, repeats: Sequence[Row], metric: str, inferred: int
+) -> Verdict:
+    """What our repeats say of a number that they can be compared with; only those that are done count."""
+    values = tuple(r[metric] for r in repeats if r["status"] == "done" and r[metric] is not None)
     if not values:
-        states = [row["status"] for row in found if row["status"] != "done"]
-        told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        return Verdict(family, number, "not run", told, inferred=inferred)
+        states = [row["status"] for row in repeats if row["status"] != "done"]
+        counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        return Verdict(family, number, "not run", counted, inferred=inferred)
     if len(values) < MIN_REPEATS or statistics.stdev(values) < 1e-9:
         few = "one repeat gives" if len(values) < MIN_REPEATS else "repeats that do not differ give"
         return Verdict(family, number, "not comparable", f"{few} no interval", values, inferred=inferred)
     low, high = prediction_interval(values, 1, CONFIDENCE)
-    outcome: Outcome = "consistent" if low <= number.value <= high else "inconsistent"
+    judgement: Judgement = "consistent" if low <= number.value <= high else "inconsistent"
     why = f"{inferred} settings inferred" if inferred else ""
-    return Verdict(family, number, outcome, why, values, low, high, inferred)
+    return Verdict(family, number, judgement, why, values, low, high, inferred)
 
 
-def _about(verdict: Verdict) -> str:
-    family, told = verdict.family, [verdict.family.about.strip()]
-    if family.reproduction:
-        told.append(
-            f"Reproduced by protocol {family.reproduction.protocol}, class order {family.reproduction.class_order_seed}"
-            f"; {len(load_protocol(family.reproduction.protocol).inferred)} of its settings are inferred, not stated."
-        )
-    return " ".join(told)
+def _about(family: PublishedFamily) -> str:
+    about = family.about.strip()
+    if not family.reproduction:
+        return about
+    inferred = len(load_protocol(family.reproduction.protocol).inferred)
+    return (
+        f"{about} Reproduced by protocol {family.reproduction.protocol}, class order "
+        f"{family.reproduction.class_order_seed}; {inferred} of its settings are inferred, not stated."
+    )
 
 
-def _table(verdicts: list[Verdict]) -> str:
-    import pandas as pd
-
-    lines = []
-    for v in verdicts:
-        mean = f"{statistics.fmean(v.values):.1f}" if v.values else "-"
-        lines.append(
-            {
-                "Method": v.family.title_of(v.number),
-                "Dataset": v.number.dataset,
-                "T": str(v.number.n_tasks or "?"),
-                "Metric": HEADERS[v.number.metric],
-                "Published": f"{v.number.value}",
-                "Confidence": v.number.confidence,
-                "n": str(len(v.values)),
-                "Ours, mean": mean,
-                "95 % prediction": "-" if v.low is None else f"{v.low:.1f} to {v.high:.1f}",
-                "Verdict": v.outcome + (f" ({v.why})" if v.why else ""),
-            }
-        )
-    return markdown_table(pd.DataFrame(lines))
+def _printed(verdict: Verdict) -> list[str]:
+    """The texts under :data:`HEADS`."""
+    number, values = verdict.number, verdict.values
+    return [
+        verdict.family.title_of(number),
+        number.dataset,
+        str(number.n_tasks or "?"),
+        BY_KEY[number.metric].heading,
+        f"{number.value}",
+        number.confidence,
+        str(len(values)),
+        f"{statistics.fmean(values):.1f}" if values else "-",
+        "-" if verdict.low is None else f"{verdict.low:.1f} to {verdict.high:.1f}",
+        verdict.judgement + (f" ({verdict.why})" if verdict.why else ""),
+    ]
 
 
 def _line(v: Verdict) -> dict[str, object]:
     n, reproduction = v.number, v.family.reproduction
     return {
         "family": v.family.key, "dataset": n.dataset, "n_tasks": n.n_tasks, "method": n.name, "metric": n.metric,
-        "published": n.value, "published_std": n.std, "verdict": v.outcome, "why": v.why, "n": len(v.values),
+        "published": n.value, "published_std": n.std, "verdict": v.judgement, "why": v.why, "n": len(v.values),
         "mean": statistics.fmean(v.values) if v.values else None,
         "sd": statistics.stdev(v.values) if len(v.values) > 1 else None,
         "low": v.low, "high": v.high, "protocol": reproduction and reproduction.protocol,

@@ -5,6 +5,7 @@ document.getElementById("records").addEventListener("toggle", () => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const list = document.getElementById("list"), body = list.tBodies[0], more = document.getElementById("more");
   const filter = document.getElementById("filter"), found = document.getElementById("found");
+  const status = document.getElementById("status"), statusColumn = data.heads.indexOf("Status");
   const text = (value) => (value === null ? "-" : typeof value === "number" ? Number.isInteger(value) ? String(value) : value.toFixed(2) : value);
   const words = new Map(data.cells.map((cell) => [cell, `${cell[0].map(text).join(" ")} t=${cell[0][1]} ${cell[1]}`.toLowerCase()]));
   let order = data.cells, matching = order, shown = 0;
@@ -22,9 +23,9 @@ document.getElementById("records").addEventListener("toggle", () => {
     return Object.entries(value).flatMap(([key, inner]) => flat(inner, name ? `${name}.${key}` : key));
   }
 
-  function record([, id, told]) {
-    const whole = { id, ...told };
-    for (const part of data.parts) if (part in told) whole[part] = data.shared[told[part]];
+  function record([, id, parts]) {
+    const whole = { id, ...parts };
+    for (const part of data.parts) if (part in parts) whole[part] = data.shared[parts[part]];
     const table = element("table"), rows = element("tbody");
     for (const pair of flat(whole, "")) {
       const row = element("tr");
@@ -52,7 +53,7 @@ document.getElementById("records").addEventListener("toggle", () => {
     const first = element("td");
     first.append(opener);
     row.append(first, ...cell[0].map((value) => {
-      const bad = value === "failed" || value === "damaged";
+      const bad = ["failed", "damaged", "outdated"].includes(value);
       return element("td", text(value), typeof value === "number" ? "number" : bad ? "bad" : "");
     }));
     return row;
@@ -67,7 +68,8 @@ document.getElementById("records").addEventListener("toggle", () => {
 
   function again() {
     const asked = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    matching = order.filter((cell) => asked.every((word) => words.get(cell).includes(word)));
+    const wanted = (cell) => !status.value || cell[0][statusColumn] === status.value;
+    matching = order.filter((cell) => wanted(cell) && asked.every((word) => words.get(cell).includes(word)));
     body.replaceChildren();
     shown = 0;
     draw();
@@ -82,6 +84,7 @@ document.getElementById("records").addEventListener("toggle", () => {
     again();
   });
   filter.addEventListener("input", again);
+  status.addEventListener("input", again);
   more.addEventListener("click", draw);
   again();
 }, { once: true });
