@@ -234,7 +234,7 @@ def test_records_of_an_edited_protocol_are_named_and_never_averaged_with_the_new
     clmerge("report", "--report", report, "--out", place / "out")
     table = (place / "out" / "table.md").read_text()
     assert "outdated 2/4" in table
-    assert "Outdated and not counted: digits-T2-mine-linear_probe-c0-r0" in table
+    assert "2 (c0-r0, c1-r1) of linear_probe: its protocol has changed since: train.lr was 0.01, is 0.02" in table
     (line,) = (line for line in table.splitlines() if line.startswith("| linear_probe"))
     assert line.split("|")[3].strip() == "2"  # n: two repeats, not four
     assert "outdated" in (place / "out" / "index.html").read_text()
