@@ -110,6 +110,15 @@ class Plugin:
         """The fields made with :func:`state`, by name."""
         return {f.name: f for f in dataclasses.fields(cls) if "state" in f.metadata}  # type: ignore[arg-type]
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What of a task it reads besides weights and by-products: ``("fisher:exact",)``, ``("gram", "images")``,
+        ``("fisher:exact@elsewhere",)`` for weights other than theta*_t; see :class:`bench.method.asking.Need`.
+
+        ``clmerge merge`` asks for files by it before it reads anything; ``clmerge check`` compares it with what is read.
+        """
+        return ()
+
     def begin(self, pretrained: Weights) -> None:
         """Give every state field its value before the first task, and theta_0 as ``self.pretrained``."""
         self.pretrained = pretrained
@@ -197,9 +206,19 @@ class Task(Protocol):
     trained: Weights  #: theta*_t
     recorded: dict[str, list[Weights]]  #: by-products by kind, e.g. ``recorded["snapshots"]``, oldest first
 
+    def statistic(
+        self, key: str, *, kind: str | None = None, samples: int | None = None, at: Weights | None = None
+    ) -> Any:
+        """A statistic of the harness (bench/statistics/) on the current task at ``at`` (default theta*_t).
+
+        ``kind`` is its estimator (default: its first), ``samples`` how many images at most (default: the protocol's
+        ``fisher_samples``).
+        """
+        ...
+
     def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
-        """Diagonal Fisher on the current task at ``at`` (default theta*_t): mean over samples, see
-        run/statistics.py.
+        """Diagonal Fisher at ``at``: ``statistic("fisher", kind=kind, at=at)``; bench/statistics/fisher.py has the
+        kinds.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bench.common.errors import UserError
 from bench.common.seeds import numpy_rng
-from bench.method.api import Gram, Rule, Start
+from bench.method.api import Rule, Start
+from bench.method.asking import AsksByName, Need
 from bench.method.chain import Chain
 from bench.method.weights import Weights
 
@@ -21,15 +22,14 @@ class Recording:
     """What is known of one task without its data: theta*_t, and the statistics at hand."""
 
     trained: Weights
-    fishers: dict[str, Weights] = field(default_factory=dict)  #: by kind, at theta*_t
-    fishers_elsewhere: dict[str, Weights] = field(default_factory=dict)  #: by kind, where else the rule wants it
-    grams: dict[str, Gram] = field(default_factory=dict)  #: by adapted tensor
+    #: by what they answer (see :class:`bench.method.asking.Need`): ``"fisher:exact"`` that kind alone, ``"fisher"`` any
+    statistics: Mapping[str, Any] = field(default_factory=dict)
     recorded: dict[str, list[Weights]] = field(default_factory=dict)  #: by-products of training by kind
     start: Weights | None = None  #: where training began, where the start policy does not say it
 
 
 @dataclass
-class RecordedTask:
+class RecordedTask(AsksByName):
     """Task t from tensors alone: no images, no heads."""
 
     t: int
@@ -38,33 +38,27 @@ class RecordedTask:
     served: Weights
     trained: Weights
     recorded: dict[str, list[Weights]] = field(default_factory=dict)
-    fishers: dict[str, Weights] = field(default_factory=dict)  #: by kind, at theta*_t
-    fishers_elsewhere: dict[str, Weights] = field(default_factory=dict)
-    grams: dict[str, Gram] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)  #: as in :class:`Recording`
     seed: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.recorded = _Given(self.recorded, f"task {self.t}: the rule needs a by-product of training")
 
-    def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
-        """The recorded Fisher of that kind.
+    def statistic(
+        self, key: str, *, kind: str | None = None, samples: int | None = None, at: Weights | None = None
+    ) -> Any:
+        """The recorded one of that kind (of as many samples as whoever recorded it took).
 
         Raises:
             UserError: none was given, or none at other weights than theta*_t, which is asked for.
         """
-        where, found = (" at other weights", self.fishers_elsewhere) if at else ("", self.fishers)
-        return _Given(found, f"task {self.t}: the rule needs a Fisher{where}")[kind]
-
-    def gram(self, samples: int) -> dict[str, Gram]:
-        """The recorded Gram matrices.
-
-        Raises:
-            UserError: none was given.
-        """
-        if not self.grams:
-            raise UserError(f"task {self.t}: the rule needs Gram matrices of the layers' inputs; give them")
-        return self.grams
+        need = Need(key, kind or "", at is not None)
+        for name in (str(need), str(replace(need, kind=""))):
+            if name in self.statistics:
+                return self.statistics[name]
+        where = " at other weights" if at is not None else ""
+        raise UserError(f"task {self.t}: the rule needs {replace(need, elsewhere=False)}{where}; give it")
 
     def _no_images(self) -> UserError:
         return UserError(f"task {self.t}: the rule reads images, which recorded weights do not have")
@@ -134,8 +128,8 @@ def merge_stream(
     def recorded(numbered: tuple[int, Recording], start: Weights) -> RecordedTask:
         t, known = numbered
         return RecordedTask(
-            t, pretrained, known.start or start, chain.served, known.trained, known.recorded, known.fishers,
-            known.fishers_elsewhere, known.grams, seed,
+            t, pretrained, known.start or start, chain.served, known.trained, known.recorded,
+            known.statistics, seed,
         )  # fmt: skip
 
     for task in chain.tasks(enumerate(tasks, 1), recorded):
@@ -162,7 +156,7 @@ def merge_recorded(
         scalars: filled with what the rule logs, one dict a task.
         start: where training of each task began.
     """
-    known = [Recording(w, {"empirical": fishers[i]} if fishers else {}) for i, w in enumerate(trained)]
+    known = [Recording(w, {"fisher:empirical": fishers[i]} if fishers else {}) for i, w in enumerate(trained)]
     out = []
     for task in merge_stream(rule, pretrained, known, start):
         out.append(task.served)

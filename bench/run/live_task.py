@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.common.cache import Store, key_of
+from bench.common.cache import Store
 from bench.common.seeds import numpy_rng, torch_rng
 from bench.config.schema import ProtocolConfig
 from bench.data.stream import Stream, TaskData
-from bench.method import Gram
+from bench.method.asking import AsksByName
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.model.heads import Head, concatenate, new_head
-from bench.registry.code_hash import code_of_modules
-from bench.run.statistics import LABELLED, PER_SAMPLE, balanced_sample, diagonal_fisher, gram
+from bench.statistics import statistic
+from bench.statistics.base import Place
 
 _GRANTS = {
     "none": set[str](),
@@ -31,7 +31,7 @@ _GRANTS = {
 
 
 @dataclass
-class LiveTask:
+class LiveTask(AsksByName):
     """Task t of a run. ``data`` is what the plugin declared that it reads; more is refused."""
 
     data: str
@@ -64,61 +64,38 @@ class LiveTask:
         if what not in _GRANTS[self.data]:
             raise PermissionError(f"a plugin that declares data={self.data!r} may not read {what} of the current task")
 
-    def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
-        """Diagonal Fisher (P,) of the current head's loss at ``at`` (default theta*_t), kept in the store."""
-        self._need("labels" if kind in LABELLED else "images")
-        began = time.perf_counter()
-        at = at or self.trained
-        head, count = self.heads[-1], self.protocol.fisher_samples
-        place = [
-            self.current.content,
-            len(self.current.train),
-            kind,
-            count,
-            self.run_seed,
-            self.protocol.train.temperature,
-            *([] if kind in PER_SAMPLE[:2] else [self.protocol.train.batch]),
-        ]
-        key = key_of("fisher", at.digest(), head.digest(), place, code_of_modules("run/statistics.py"))
-        kept = self.store.load("fisher", key)
-        if kept is None:
-            rng = torch_rng("fisher", self.run_seed, self.current.content)
-            index = balanced_sample(self.current.train, self.stream.train_columns, count, rng)
-            x, y = self.stream.train_images[index], self.stream.train_columns[index] - self.current.columns.start
-            of_loss = self.protocol.train
-            found = diagonal_fisher(self.backbone, at, head, x, y, kind, of_loss.temperature, of_loss.batch)
-            alone = time.perf_counter() - began
-            header = {"kind": kind, "samples": len(index), "seconds": alone}
-            self.store.save("fisher", key, {"fisher": found.vector}, header)
-        else:
-            found, alone = Weights(kept[0]["fisher"].to(at.vector), at.layout), kept[1]["seconds"]
-        self.seconds["statistics"] += alone
-        self.seconds["spent"] += time.perf_counter() - began
-        return found
+    def statistic(
+        self, key: str, *, kind: str | None = None, samples: int | None = None, at: Weights | None = None
+    ) -> Any:
+        """On the current task at ``at`` (default theta*_t); kept in the store, read afresh for everyone who asks.
 
-    def gram(self, samples: int) -> dict[str, Gram]:
-        """Second moments of layer inputs at theta*_t on ``samples`` random training images, kept in the store."""
-        self._need("images")
+        Raises:
+            PermissionError: the plugin did not declare the data that it reads.
+            UserError: there is no such statistic.
+            ValueError: it has no such kind.
+        """
+        asked = statistic(key)
+        kind = asked.kinds[0] if kind is None else kind
+        if kind not in asked.kinds:
+            raise ValueError(f"unknown {key} kind {kind!r}; known: {', '.join(asked.kinds)}")
+        self._need(asked.reads(kind))
         began = time.perf_counter()
-        place = [self.current.content, len(self.current.train), samples, self.run_seed]
-        key = key_of("gram", self.trained.digest(), place, code_of_modules("run/statistics.py"))
-        kept = self.store.load("gram", key)
+        place = Place(
+            self.backbone, at or self.trained, self.heads[-1], self.stream, self.current, self.protocol, self.run_seed,
+            kind, samples or self.protocol.fisher_samples,
+        )  # fmt: skip
+        cache_key = asked.cache_key(place)
+        kept = self.store.load(key, cache_key)
         if kept is None:
-            rng = torch_rng("gram", self.run_seed, self.current.content)
-            order = torch.randperm(len(self.current.train), generator=rng)[:samples].to(self.current.train.device)
-            found = gram(self.backbone, self.trained, self.stream.train_images[self.current.train[order]])
+            value = asked.compute(place)
             alone = time.perf_counter() - began
-            rows = {name: g.rows for name, g in found.items()}
-            header: dict[str, Any] = {"rows": rows, "samples": len(order), "seconds": alone}
-            self.store.save("gram", key, {name: g.sum for name, g in found.items()}, header)
+            tensors, header = asked.pack(value)
+            self.store.save(key, cache_key, tensors, header | {"seconds": alone})
         else:
-            tensors, header = kept
-            device = self.trained.vector.device
-            found = {name: Gram(tensors[name].to(device), rows) for name, rows in header["rows"].items()}
-            alone = header["seconds"]
+            value, alone = asked.unpack(*kept, place.at), kept[1]["seconds"]
         self.seconds["statistics"] += alone
         self.seconds["spent"] += time.perf_counter() - began
-        return found
+        return value
 
     def batches(self, size: int, steps: int, labelled: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
         """``steps`` batches of training images (b, C, H, W) and, if labelled, columns within the current head (b,)."""

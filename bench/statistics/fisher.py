@@ -1,4 +1,4 @@
-"""What rules ask of the data at a point in weight space: diagonal Fisher information, and Gram matrices of inputs.
+"""Diagonal Fisher information of the adapted weights.
 
 Fisher estimators differ by orders of magnitude, so each has a name and no constant is ever shared between them. Per
 sample (the gradient summed over tokens *before* squaring, so the answer does not depend on the batch size):
@@ -20,23 +20,80 @@ autocast; logits divided by the training temperature, as in the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import layer_norm, nll_loss
+from torch.nn.functional import nll_loss
 
-from bench.method import Gram
-from bench.method.weights import Weights
+from bench.common.seeds import torch_rng
+from bench.method.weights import Layout, Weights
 from bench.model.backbone import Backbone
 from bench.model.heads import Head
+from bench.statistics.base import Place, Statistic
+from bench.statistics.named import Named, check_covers, laid_out
 
 PER_SAMPLE = ("empirical", "exact", "mammoth")
 KINDS = (*PER_SAMPLE, "batchmean", "argmax_batch", "sqrtp_batch")
 LABELLED = frozenset({"empirical", "mammoth", "batchmean"})  #: kinds that read labels
 PASS_IMAGES = 256  #: images a forward and backward pass
 HELD = 2**19  #: per-sample gradient entries held at once, in numbers (2 MB: they are made, squared and summed in cache)
+
+
+class Fisher(Statistic[Weights]):
+    """Of the current head's loss: Weights, each entry a mean of squared derivatives."""
+
+    key = "fisher"
+    kinds = KINDS
+
+    def reads(self, kind: str) -> Literal["images", "labels"]:
+        """Labels, where the true ones are taken."""
+        return "labels" if kind in LABELLED else "images"
+
+    def identity(self, place: Place) -> list[Any]:
+        """The head, the images, the estimator, and the batch size of the kinds that have one."""
+        train = place.protocol.train
+        batch = [] if place.kind in PER_SAMPLE[:2] else [train.batch]
+        data = [place.task.content, len(place.task.train), place.kind, place.samples, place.run_seed]
+        return [place.head.digest(), *data, train.temperature, *batch]
+
+    def compute(self, place: Place) -> Weights:
+        """Over a sample that is as even over classes as it can be."""
+        rng = torch_rng("fisher", place.run_seed, place.task.content)
+        index = balanced_sample(place.task.train, place.stream.train_columns, place.samples, rng)
+        train = place.protocol.train
+        return diagonal_fisher(
+            place.backbone, place.at, place.head, *place.images(index), place.kind, train.temperature, train.batch
+        )
+
+    def zero(self, value: Weights) -> Weights:
+        """A flat loss."""
+        return value.zeros()
+
+    def cast(self, value: Weights, dtype: torch.dtype, device: str) -> Weights:
+        """In the weights' dtype."""
+        return value.map(lambda v: v.to(device, dtype))
+
+    def pack(self, value: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """One vector."""
+        return {"fisher": value.vector}, {}
+
+    def unpack(self, tensors: dict[str, Tensor], header: dict[str, Any], like: Weights) -> Weights:
+        """In the layout of the weights."""
+        return Weights(tensors["fisher"].to(like.vector), like.layout)
+
+    def check_file(self, file: Named, model: Named, names: Sequence[str]) -> None:
+        """A tensor of the weight's shape under the weight's name."""
+        check_covers(file, model, names)
+
+    def read_file(self, file: Named, layout: Layout, dtype: torch.dtype) -> Weights:
+        """Nothing negative."""
+        return laid_out(file, layout, dtype, signed=False)
+
+
+STATISTIC = Fisher()
 
 
 def balanced_sample(index: Tensor, columns: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -134,59 +191,6 @@ def _batch_squares(
         scale = {"batchmean": len(x) / math.ceil(len(x) / batch), "argmax_batch": len(xs), "sqrtp_batch": 1}[kind]
         total += g.square() * scale
     return Weights(total / len(x), weights.layout)
-
-
-def gram(backbone: Backbone, weights: Weights, x: Tensor) -> dict[str, Gram]:
-    """Second moments of what the layers of the adapted weights are fed, one pass over the images.
-
-    Args:
-        backbone: gives the forward pass.
-        weights: the point at which they are taken.
-        x: uint8 images (n, C, H, W).
-
-    Returns:
-        For the weight of every Linear X^T X (d_in, d_in), for that of every LayerNorm the column sums of squares (d,)
-        of its normalised input; float64.
-
-    Raises:
-        RuntimeError: a layer was never called as a module (functional attention), so nothing was seen of it.
-    """
-    modules = dict(backbone.module.named_modules())
-    layers = {
-        name: modules[name.removesuffix(".weight")]
-        for name in weights.layout.names
-        if name.endswith(".weight") and isinstance(modules.get(name.removesuffix(".weight")), nn.Linear | nn.LayerNorm)
-    }
-    sums: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
-
-    def keep(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        a = inputs[0]
-        if isinstance(module, nn.LayerNorm):
-            a = layer_norm(a, module.normalized_shape, eps=module.eps).flatten(0, -2).double()
-            found = a.square().sum(0)
-        else:
-            a = a.flatten(0, -2)
-            a = a.double()  # in float32 a rank-deficient sum would have negative eigenvalues
-            found = a.T @ a
-        sums[name] = sums[name] + found if name in sums else found
-        rows[name] = rows.get(name, 0) + len(a)
-
-    def hook(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: keep(name, module, inputs)
-
-    hooks = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
-    try:
-        with torch.inference_mode():
-            for xs in x.split(PASS_IMAGES):
-                backbone.features(weights, xs)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    silent = sorted(set(layers) - set(sums))
-    if silent:
-        raise RuntimeError(f"no statistics for {silent}: these layers are never called as modules")
-    return {name: Gram(sums[name].clone(), rows[name]) for name in layers}
 
 
 Likelihood = Callable[[Tensor, Tensor], Tensor]
