@@ -293,10 +293,10 @@ def measure(rule: str, tasks: int, side: str) -> dict[str, Any]:
         def recordings() -> Iterator[Recording]:
             nonlocal began
             for theta, F, G in inputs(tasks, layers, theta0, needs):
-                told = {"empirical": Weights.of(F)} if F else {}
-                grams = {n: Gram(g, SIZE) for n, g in G.items()}
-                known = Recording(Weights.of(theta), told, told, grams)
-                del theta, F, G, told, grams
+                fisher = dict.fromkeys(("fisher", "fisher@elsewhere"), Weights.of(F)) if F else {}
+                gram = {"gram": {n: Gram(g, SIZE) for n, g in G.items()}} if G else {}
+                known = Recording(Weights.of(theta), fisher | gram)
+                del theta, F, G, fisher, gram
                 began = time.perf_counter()
                 yield known
 

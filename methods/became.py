@@ -29,6 +29,11 @@ class Became(Rule):
     kind: Literal["empirical", "argmax_batch"] = option("empirical", help="estimator of the Fisher")
     F_old: Weights = state()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The Fisher at theta*_t, and at the merged weights."""
+        return (f"fisher:{self.kind}", f"fisher:{self.kind}@elsewhere")
+
     def merge(self, task: Task) -> Weights:
         """Move along D, then add the Fisher of where that led to."""
         if task.t == 1:

@@ -40,6 +40,11 @@ class CoFiMA(Rule):
     estimator: Literal["empirical", "cofima"] = option("empirical", help="Fisher per sample, or as the authors' code")
     F: Weights = state()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The Fisher of the estimator."""
+        return ("fisher:empirical" if self.estimator == "empirical" else "fisher:batchmean",)
+
     def merge(self, task: Task) -> Weights:
         """Blend, then keep the new model's Fisher."""
         if self.estimator == "empirical":

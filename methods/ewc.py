@@ -38,6 +38,11 @@ class EWC(Trainer):
     m: Weights = state()
     c: float = state(0.0)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The curvature of the task just learnt."""
+        return ("fisher:empirical",)
+
     def penalty(self, theta: Weights) -> Tensor:
         """lam/2 * (S d^2 - 2 m d + c)."""
         d = theta - self.pretrained

@@ -36,6 +36,11 @@ class Fisher(Rule):
     S: Weights = state()
     m: Weights = state()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The Fisher of that kind."""
+        return (f"fisher:{self.kind}",)
+
     def merge(self, task: Task) -> Weights:
         """Add this task to both sums."""
         F = task.fisher(self.kind)

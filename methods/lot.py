@@ -41,6 +41,11 @@ class LOT(TaskVectorRule):
     G: dict[str, Tensor] = state(dict)  #: by tensor, sum of X^T X, of sum x^2, or of rows
     M: dict[str, Tensor] = state(dict)  #: by tensor, the sum of those times tau_k
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the layers are fed."""
+        return ("gram",)
+
     def merge(self, task: Task) -> Weights:
         """Add task t to the sums and solve."""
         import torch

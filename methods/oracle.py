@@ -29,6 +29,11 @@ class OracleScalar(Rule):
 
     data = "oracle"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Validation images."""
+        return ("validation",)
+
     def merge(self, task: Task) -> Weights:
         """Try them all."""
         if task.t == 1:

@@ -66,6 +66,11 @@ class ClosedFormAlpha(Rule):
     S: Weights = state()
     m: Weights = state()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The curvature of the new task."""
+        return ("fisher:empirical",)
+
     def merge(self, task: Task) -> Weights:
         """The exact line search on Q."""
         H, h, D = task.fisher("empirical"), task.served, task.trained - task.served

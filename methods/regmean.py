@@ -40,6 +40,11 @@ class RegMean(Rule):
     G: dict[str, Tensor] = state(dict)  #: by tensor, sum of G_i; of tensors that are averaged, their number
     M: dict[str, Tensor] = state(dict)  #: by tensor, sum of (W_i - theta_0) G_i
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the layers are fed."""
+        return ("gram",)
+
     def merge(self, task: Task) -> Weights:
         """Add task t to the sums and solve."""
         import torch

@@ -52,6 +52,11 @@ class TRM(Rule):
     grad_target: Literal["current", "fresh_head"] = option("current", help="head with which g is measured")
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Batches with labels."""
+        return ("images",)
+
+    @property
     def record(self) -> tuple[str, ...]:
         """The snapshots that training keeps."""
         return (f"snapshots:{self.K}",)

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.checks.access import data, inputs, seed
+from bench.checks.access import data, inputs, needs, seed
 from bench.checks.rules import degenerate, device, first_task, fixed_point, layout, order, streams
 from bench.checks.state import carried, resume
 from bench.checks.subject import Failed, Finding, Outcome, ServeTrained, Skipped, Subject
@@ -33,7 +33,7 @@ from bench.run.workbench import threads
 __all__ = ["CHECKS", "Finding", "ServeTrained", "Worlds", "check_method"]
 
 CHECKS: tuple[Callable[[Subject], str | None], ...] = (
-    first_task, fixed_point, order, streams, carried, resume, degenerate, layout, seed, data, inputs,
+    first_task, fixed_point, order, streams, carried, resume, degenerate, layout, seed, data, needs, inputs,
     weights, penalty, evaluation, lora, full, one_task, one_class, device,
 )  # fmt: skip
 

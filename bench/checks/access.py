@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from bench.checks.subject import Failed, Subject, need_rule, same_bits
 from bench.checks.world import IMAGE, merges, run
-from bench.method import Gram, Task, Trainer
+from bench.method import Task, Trainer
+from bench.method.asking import IMAGES, AsksByName, Need
 from bench.method.carried import pack
 from bench.method.weights import Weights
 from bench.run.live_task import LiveTask
+from bench.statistics import statistic
 
 
 def seed(subject: Subject) -> str | None:
@@ -44,13 +47,41 @@ class _Strict:
 
 
 class _Noted(LiveTask):
-    """Notes what is asked for."""
+    """Notes what is asked for: data that has to be granted, and what ``needs`` should declare."""
 
     asked: set[str]
+    read: set[Need]
 
     def _need(self, what: str) -> None:
         self.asked.add(what)
         super()._need(what)
+
+    def statistic(self, key: str, *, kind: str | None = None, samples: int | None = None, at: Any = None) -> Any:
+        """Noted by its kind, the default one by its name."""
+        of_kind = statistic(key).kinds[0] if kind is None else kind
+        self.read.add(Need(key, of_kind, at is not None and at is not self.trained))
+        return super().statistic(key, kind=kind, samples=samples, at=at)
+
+    def batches(self, size: int, steps: int, labelled: bool = False) -> Iterator[Any]:
+        """Noted when it is called."""
+        self.read.add(Need("images"))
+        return super().batches(size, steps, labelled)
+
+    def validation(self, size: int, steps: int) -> Iterator[Any]:
+        """Noted when it is called."""
+        self.read.add(Need("validation"))
+        return super().validation(size, steps)
+
+    def accuracy(self, weights: Weights) -> float:
+        """It reads validation images."""
+        self.read.add(Need("validation"))
+        return super().accuracy(weights)
+
+
+def _noted(task: LiveTask, data: str, asked: set[str], read: set[Need]) -> _Noted:
+    noted = _Noted(**{f: getattr(task, f) for f in LiveTask.__dataclass_fields__} | {"data": data})
+    noted.asked, noted.read = asked, read
+    return noted
 
 
 def data(subject: Subject) -> str | None:
@@ -59,9 +90,7 @@ def data(subject: Subject) -> str | None:
     rule, asked = subject.rule(), set[str]()
 
     def strict(task: LiveTask) -> _Strict:
-        noted = _Noted(**{f: getattr(task, f) for f in LiveTask.__dataclass_fields__} | {"data": rule.data})
-        noted.asked = asked
-        return _Strict(noted)
+        return _Strict(_noted(task, rule.data, asked, set()))
 
     for _ in merges(rule, subject.worlds.lora, subject.track(), subject.method.start, wrap=strict):
         pass
@@ -74,7 +103,26 @@ def data(subject: Subject) -> str | None:
     return f"declares {rule.data!r}, asked for no {declared} here" if declared and declared not in asked else None
 
 
-class _Witness:
+def needs(subject: Subject) -> str | None:
+    """What a rule reads of a task besides weights and by-products, it declares: statistics and images."""
+    need_rule(subject)
+    rule, read = subject.rule(), set[Need]()
+    declared = {Need.parse(text) for text in rule.needs}
+    for need in declared:
+        if need.key not in IMAGES and (need.kind or statistic(need.key).kinds[0]) not in statistic(need.key).kinds:
+            raise Failed(f"needs declares {need}, but {need.key} has no such kind")
+    for _ in merges(
+        rule, subject.worlds.lora, subject.track(), subject.method.start,
+        wrap=lambda task: _noted(task, "oracle", set(), read),
+    ):  # fmt: skip
+        pass
+    hidden = sorted(str(need) for need in read - declared if replace(need, kind="") not in declared)
+    if hidden:
+        raise Failed(f"reads {', '.join(hidden)} of the task, which its needs do not declare")
+    return ", ".join(sorted(map(str, declared))) or None
+
+
+class _Witness(AsksByName):
     """Remembers every tensor that the task gives, with its bits."""
 
     def __init__(self, task: LiveTask, given: list[tuple[str, Tensor, bytes]]) -> None:
@@ -86,7 +134,7 @@ class _Witness:
             found = {f"{name}[{k!r}]": v for k, v in value.items()}
         for label, each in found.items():
             for part in each if isinstance(each, list) else [each]:
-                part = part.vector if isinstance(part, Weights) else part.sum if isinstance(part, Gram) else part
+                part = part.vector if isinstance(part, Weights) else part
                 if isinstance(part, Tensor):
                     self._given.append((label, part, _bits(part)))
         return value
@@ -96,11 +144,15 @@ class _Witness:
         for x, y in self._task.batches(*args, **options):
             yield self._note("an image batch", x), self._note("labels", y)
 
+    def statistic(self, key: str, **asked: Any) -> Any:
+        """Noted tensor by tensor."""
+        value = self._task.statistic(key, **asked)
+        for tensor in statistic(key).pack(value)[0].values():
+            self._given.append((f"{key}()", tensor, _bits(tensor)))
+        return value
+
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._task, name)
-        if name in ("fisher", "gram"):
-            return lambda *args, **options: self._note(f"{name}()", value(*args, **options))
-        return self._note(f"task.{name}", value)
+        return self._note(f"task.{name}", getattr(self._task, name))
 
 
 def _bits(tensor: Tensor) -> bytes:

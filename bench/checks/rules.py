@@ -17,13 +17,14 @@ from bench.checks.subject import (
     same_bits,
     same_layout,
 )
-from bench.checks.world import World, merges
+from bench.checks.world import PROTOCOL, World, merges
 from bench.common.errors import UserError
+from bench.method.asking import AsksByName, Need
 from bench.method.protect import ChangedInPlaceError
 from bench.method.recorded import Recording, merge_stream
 from bench.method.weights import Weights
 from bench.run.live_task import LiveTask
-from bench.run.statistics import KINDS
+from bench.statistics import STATISTICS, statistic
 
 
 def first_task(subject: Subject) -> str | None:
@@ -78,17 +79,17 @@ def streams(subject: Subject) -> str | None:
     return None
 
 
-class _FlatLoss:
-    """A task whose Fisher and recorded squared gradients are zero."""
+class _FlatLoss(AsksByName):
+    """A task on which the loss is flat: its statistics and recorded squared gradients are zero."""
 
     def __init__(self, task: LiveTask) -> None:
         self._task = task
         squares = {k: [w.zeros() for w in ws] for k, ws in task.recorded.items() if k == "grad_sq"}
         self.recorded = task.recorded | squares
 
-    def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
-        """Zeros."""
-        return self._task.fisher(kind, at).zeros()
+    def statistic(self, key: str, **asked: Any) -> Any:
+        """Its zero."""
+        return statistic(key).zero(self._task.statistic(key, **asked))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
@@ -120,9 +121,13 @@ def layout(subject: Subject) -> str | None:
     known = []
     worlds, start = subject.worlds, subject.method.start
     for task, _ in merges(ServeTrained(), worlds.lora, subject.track(), start):
-        kinds = {kind: wide(task.fisher(kind)) for kind in KINDS}
+        statistics = {}
+        for key, kind in [(k, kind) for k in STATISTICS for kind in statistic(k).kinds]:
+            value = task.statistic(key, kind=kind, samples=PROTOCOL.fisher_samples)
+            for elsewhere in (False, True):
+                statistics[str(Need(key, kind, elsewhere))] = statistic(key).cast(value, torch.float64, "cpu")
         kept = {k: [wide(w) for w in ws] for k, ws in task.recorded.items()}
-        known.append(Recording(wide(task.trained), kinds, kinds, task.gram(16), kept))
+        known.append(Recording(wide(task.trained), statistics, kept))
     theta_0 = wide(worlds.lora.backbone.pretrained)
     try:
         same_layout([t.served for t in merge_stream(subject.rule(), theta_0, known, start)], theta_0, "float64")

@@ -8,14 +8,17 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.commands.options import common
-from bench.common.errors import UserError
+from bench.common.errors import UserError, unknown
 from bench.method import START, Start
+from bench.statistics import STATISTICS
 
 if TYPE_CHECKING:
     from bench.offline import Offline
@@ -45,12 +48,40 @@ def _files(name: str, help: str, required: bool = False) -> Any:
     return click.option(name, multiple=True, required=required, type=path, metavar="F...", help=help)
 
 
+def _statistics(command: Any) -> Any:
+    """``--statistic KEY F...`` for every statistic of the harness, and ``--KEY F...`` for short."""
+    for key, (_, about) in reversed(STATISTICS.items()):
+        command = _files(f"--{key}", f"Of each task, where the rule needs it: {about}.")(command)
+    text = f"The same for any statistic ({', '.join(STATISTICS)}): its key, then the files."
+    return click.option("--statistic", "by_key", multiple=True, metavar="KEY F...", help=text)(command)
+
+
+def statistics_given(by_key: tuple[str, ...], short: Mapping[str, tuple[Path, ...]]) -> dict[str, list[Path]]:
+    """The files of each statistic, a task after the other.
+
+    Args:
+        by_key: the words of every ``--statistic``: a key, then files.
+        short: the files of ``--fisher`` and the like, by key.
+
+    Raises:
+        UserError: the first word is no key.
+    """
+    files, key = {key: list(paths) for key, paths in short.items()}, ""
+    for word in by_key:
+        if word in STATISTICS:
+            key = word
+        elif key:
+            files[key].append(Path(word))
+        else:
+            raise unknown("statistic", word, STATISTICS, "--statistic")
+    return {key: paths for key, paths in files.items() if paths}
+
+
 @click.command(cls=ManyWords)
 @click.option("--method", required=True, help="A rule or a method, e.g. ties:density=0.1 (its trainer means nothing).")
 @click.option("--pretrained", required=True, type=click.Path(path_type=Path), metavar="F", help="theta_0.")
 @_files("--tasks", "theta*_1 theta*_2 ...: safetensors files or PEFT LoRA adapters, in order.", required=True)
-@_files("--fisher", "Of each task, where the rule needs it: diagonal Fisher at theta*_t.")
-@_files("--gram", "Of each task, where the rule needs it: X^T X of layer inputs.")
+@_statistics
 @_files("--grad-sq", "Of each task, where the rule needs it: squared gradients of training.")
 @click.option("--start", type=click.Choice(START), help="Where each training began.  [default: pretrained]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE...", help="Options of the rule.")
@@ -65,9 +96,9 @@ def _files(name: str, help: str, required: bool = False) -> Any:
 @common
 def merge(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, method: str, pretrained: Path,
-    tasks: tuple[Path, ...], fisher: tuple[Path, ...], gram: tuple[Path, ...], grad_sq: tuple[Path, ...],
-    start: Start | None, settings: tuple[str, ...], seed: int, only: str | None, ignore: str | None, output: Path,
-    as_json: bool,
+    tasks: tuple[Path, ...], by_key: tuple[str, ...], grad_sq: tuple[Path, ...], start: Start | None,
+    settings: tuple[str, ...], seed: int, only: str | None, ignore: str | None, output: Path, as_json: bool,
+    **short: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Merge checkpoints offline: safetensors in, safetensors out, names, shapes and dtypes as in --pretrained.
 
@@ -82,7 +113,8 @@ def merge(
             raise UserError(f"--set: {setting!r} is not NAME=VALUE")
         method += ("," if ":" in method else ":") + setting
     output = output.expanduser()
-    check_output(output, [pretrained, *tasks, *fisher, *gram, *grad_sq])
+    statistics = statistics_given(by_key, short)
+    check_output(output, [pretrained, *tasks, *chain.from_iterable(statistics.values()), *grad_sq])
     from safetensors import SafetensorError
 
     from bench.common.files import save_plain
@@ -90,7 +122,7 @@ def merge(
 
     began = time.perf_counter()
     run = Offline(
-        method, pretrained, tasks, fisher or None, gram or None, grad_sq or None, start, seed, only, ignore, plugins
+        method, pretrained, tasks, None, None, grad_sq or None, start, seed, only, ignore, plugins, statistics
     )
     each, written, step = "{t}" in output.name, list[Path](), None
     for step in run.steps():

@@ -115,7 +115,7 @@ class Plugin:
         """What of a task it reads besides weights and by-products: ``("fisher:exact",)``, ``("gram", "images")``,
         ``("fisher:exact@elsewhere",)`` for weights other than theta*_t; see :class:`bench.method.asking.Need`.
 
-        ``clmerge merge`` asks for files by it before it reads anything; ``clmerge check`` compares it with what is read.
+        ``clmerge merge`` asks for files by it before it reads any; ``clmerge check`` compares it with what is read.
         """
         return ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.common.errors import UserError
 from bench.method.weights import Weights
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ class Need:
         """What a spelling means.
 
         Raises:
-            ValueError: something else than ``elsewhere`` stands after ``@``.
+            UserError: something else than ``elsewhere`` stands after ``@``.
         """
         rest, at, where = text.partition("@")
         if at and where != "elsewhere":
-            raise ValueError(f"needs: {text!r}: what stands after @ can only be 'elsewhere'")
+            raise UserError(f"needs: {text!r}: what stands after @ can only be 'elsewhere'")
         key, _, kind = rest.partition(":")
         return cls(key, kind, bool(at))
 

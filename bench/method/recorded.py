@@ -53,11 +53,12 @@ class RecordedTask(AsksByName):
         Raises:
             UserError: none was given, or none at other weights than theta*_t, which is asked for.
         """
-        need = Need(key, kind or "", at is not None)
+        elsewhere = at is not None and at is not self.trained
+        need = Need(key, kind or "", elsewhere)
         for name in (str(need), str(replace(need, kind=""))):
             if name in self.statistics:
                 return self.statistics[name]
-        where = " at other weights" if at is not None else ""
+        where = " at other weights" if elsewhere else ""
         raise UserError(f"task {self.t}: the rule needs {replace(need, elsewhere=False)}{where}; give it")
 
     def _no_images(self) -> UserError:

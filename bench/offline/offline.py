@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -21,21 +22,24 @@ import torch
 from torch import Tensor
 
 from bench.common.errors import UserError
-from bench.method import Gram, Start, Trainer
+from bench.method import Rule, Start, Trainer
+from bench.method.asking import IMAGES, Need
 from bench.method.carried import nbytes
+from bench.method.protect import ChangedInPlaceError
 from bench.method.recorded import Recording, merge_stream
 from bench.method.weights import Layout, Weights
 from bench.offline.checkpoints import File, PeftLoRA, Source, open_source
-from bench.offline.needs import reads
 from bench.registry import Registry
 from bench.registry.resolved import Method
 from bench.registry.spelling import SPELLING
+from bench.statistics import statistic
+from bench.statistics.named import check_covers, laid_out
 
-#: how errors name what a user can give
-SAID = {"fisher": "--fisher (fishers=)", "gram": "--gram (grams=)", "grad_sq": "--grad-sq (grad_sq=)"}
+GRAD_SQ = "grad_sq"  #: the by-product of training that a user may have
 IGNORE = "leave it out with --ignore REGEX (ignore=)"
 
 Tensors: TypeAlias = Mapping[str, Tensor] | str | os.PathLike[str]  #: in memory, or a file (or adapter) on disk
+NOTHING: Mapping[str, Any] = {}
 
 
 def merge(
@@ -51,6 +55,7 @@ def merge(
     only: str | None = None,
     ignore: str | None = None,
     plugins: Iterable[str | Path] = (),
+    statistics: Mapping[str, Iterable[Tensors]] = NOTHING,
 ) -> dict[str, Tensor]:
     """theta_hat_T: the pretrained model's tensors, merged, with its names, shapes, dtypes and order.
 
@@ -66,11 +71,13 @@ def merge(
         only: a regular expression; only tensors whose names it is found in are merged, the rest is theta_0's.
         ignore: a regular expression; tensors whose names it is found in are theta_0's.
         plugins: more plugin files and folders.
+        statistics: any statistic of the harness (bench/statistics/) by its key; ``fishers`` and ``grams`` are short for
+            ``statistics={"fisher": ..., "gram": ...}``.
 
     Raises:
         UserError: one line that says which tensor of which task is wrong, and how to mend it.
     """
-    run = Offline(method, pretrained, tasks, fishers, grams, grad_sq, start, seed, only, ignore, plugins)
+    run = Offline(method, pretrained, tasks, fishers, grams, grad_sq, start, seed, only, ignore, plugins, statistics)
     served = None
     for step in run.steps():
         served = step.served
@@ -104,6 +111,7 @@ class Offline:
         self, method: str, pretrained: Tensors, tasks: Iterable[Tensors], fishers: Iterable[Tensors] | None = None,
         grams: Iterable[Tensors] | None = None, grad_sq: Iterable[Tensors] | None = None, start: Start | None = None,
         seed: int = 0, only: str | None = None, ignore: str | None = None, plugins: Iterable[str | Path] = (),
+        statistics: Mapping[str, Iterable[Tensors]] = NOTHING,
     ) -> None:  # fmt: skip
         self.method, self._seed = _asked(method, start, Registry.load(plugins)), seed
         self._only, self._ignore = _pattern(only, "only"), _pattern(ignore, "ignore")
@@ -112,18 +120,18 @@ class Offline:
         self.carried_bytes = 0
         self._kept: dict[str, None] = {}  # integer tensors that a task has otherwise
         self.names = [name for name in sorted(self.pretrained.specs) if self._merged(name)]
-        given = {"tasks": tasks, "fisher": fishers, "gram": grams, "grad_sq": grad_sq}
-        for what, things in given.items():
+        short = {"fisher": fishers, "gram": grams, GRAD_SQ: grad_sq}
+        given = {**statistics, **{key: files for key, files in short.items() if files is not None}}
+        for what, things in (("tasks", tasks), *given.items()):
             if isinstance(things, str | os.PathLike | Mapping):
                 raise UserError(f"{what}: give a list, one entry a task")
-        self._kinds = self._check_needs(given)
+        self._check_needs(given)
         self._tasks = self._opened(tasks, "task", self._check_task, self.pretrained)
         if isinstance(self._tasks, list):
             self._look_over(self._tasks, given)
         if not self.names:
             raise UserError(f"{self.pretrained.where}: no floating-point tensor to merge")
-        checks = {"fisher": self._check_statistic, "gram": self._check_gram, "grad_sq": self._check_statistic}
-        self._given = {w: self._opened(given[w], w, check) for w, check in checks.items() if w in self._needed}
+        self._given = {key: self._opened(given[key], key, partial(self._check_file, key)) for key in self._read}
         specs = [self.pretrained.specs[name] for name in self.names]
         known = [self.pretrained, *(self._tasks if isinstance(self._tasks, list) else [])]
         wide = any(s.specs[n].dtype == "float64" for s in known for n in self.names if n in s.specs)
@@ -141,26 +149,31 @@ class Offline:
             raise UserError(f"{where} is {spec.dtype}, which is not merged; convert it or {IGNORE}")
         return self._selected(name) and spec.floating
 
-    def _check_needs(self, given: Mapping[str, Any]) -> list[str]:
-        """The kinds of Fisher that the rule asks for."""
-        found, where = reads(self.method), f"method: {self.method.rule.key!r}"
-        refused = {
-            "images": "reads images, which checkpoints do not have; clmerge replay gives them",
-            "snapshots": "needs snapshots of the training, which checkpoints do not have",
-            "fisher elsewhere": "needs the Fisher at weights that only merging finds; clmerge replay computes it",
-        }
-        for what in (what for what in refused if what in found):
-            raise UserError(f"{where} {refused[what]}")
-        if self.method.rule.experts:
+    def _check_needs(self, given: Mapping[str, Iterable[Tensors]]) -> None:
+        """What the rule declares that it reads, against what is given and what checkpoints can give."""
+        rule, where = self.method.build()[1], f"method: {self.method.rule.key!r}"
+        if rule.experts:
             raise UserError(f"{where} serves every task its own weights: there is nothing to merge")
-        kinds = [name.removeprefix("fisher ") for name in sorted(found) if name.startswith("fisher ")]
-        self._needed = ({"fisher"} if kinds else set()) | (found & {"gram", "grad_sq"})
-        for what in ("fisher", "gram", "grad_sq"):
-            if what in self._needed and given[what] is None:
-                raise UserError(f"{where} needs {SAID[what]}, one a task")
-            if what not in self._needed and given[what] is not None:
-                self.notes.append(f"{where} does not read {SAID[what]}")
-        return kinds
+        by_products = {wish.partition(":")[0] for wish in rule.record}
+        for kind in sorted(by_products - {GRAD_SQ}):
+            raise UserError(f"{where} needs {kind} of the training, which checkpoints do not have")
+        for text in rule.needs:
+            need = Need.parse(text)
+            if need.key in IMAGES:
+                raise UserError(f"{where} reads images, which checkpoints do not have; clmerge replay gives them")
+            if need.elsewhere:
+                raise UserError(
+                    f"{where} needs the {need.key} at weights that only merging finds; clmerge replay computes it"
+                )
+        self._needed = {Need.parse(text).key for text in rule.needs} | (by_products & {GRAD_SQ})
+        for key in sorted(self._needed):
+            statistic(key) if key != GRAD_SQ else None  # a key that is none is told here
+            if key not in given:
+                raise UserError(f"{where} needs {said(key)}, one a task")
+        # A rule that declares nothing may still ask: what it is given is opened, and read when it is asked for.
+        undeclared = set(given) - {GRAD_SQ} if type(rule).needs is Rule.needs else set()
+        self._read = sorted((set(given) & self._needed) | undeclared)
+        self.notes += [f"{where} does not read {said(key)}" for key in given if key not in self._read]
 
     def _opened(
         self, given: Iterable[Tensors] | None, what: str, check: Callable[[Source], None], base: Source | None = None
@@ -179,10 +192,10 @@ class Offline:
     def _look_over(self, tasks: list[Source], given: Mapping[str, Any]) -> None:
         if not tasks:
             raise UserError("tasks: none given; name at least one")
-        for what in sorted(self._needed):
+        for what in self._read:
             if isinstance(given[what], Sequence) and len(given[what]) != len(tasks):
                 raise UserError(
-                    f"{SAID[what]}: {len(given[what])} for {len(tasks)} tasks; give one a task, in their order"
+                    f"{said(what)}: {len(given[what])} for {len(tasks)} tasks; give one a task, in their order"
                 )
         if all(isinstance(task, PeftLoRA) for task in tasks):
             adapted = set[str]().union(*(task.specs for task in tasks))
@@ -207,23 +220,11 @@ class Offline:
             if theirs[name].floating != mine[name].floating:
                 raise self._differs(task, name, "dtype")
 
-    def _check_statistic(self, source: Source) -> None:
-        missing = [name for name in self.names if name not in source.specs]
-        if missing:
-            raise UserError(f"{source.where}: nothing for tensor {missing[0]!r} ({len(missing)} missing)")
-        for name in self.names:
-            self._check_shape(source, name)
-
-    def _check_gram(self, source: Source) -> None:
-        for name, spec in source.specs.items():
-            weight = name.removesuffix(".rows")
-            if weight not in self.pretrained.specs:
-                raise UserError(f"{source.where}: {weight!r} is no weight of {self.pretrained.where}")
-            if f"{weight}.rows" not in source.specs or weight not in source.specs:
-                raise UserError(f"{source.where}: {weight!r} and '{weight}.rows' (rows of X) belong together")
-            size = self.pretrained.specs[weight].shape[-1:]
-            if name == weight and spec.shape not in (size, size * 2):
-                raise UserError(f"{source.where}: {name!r} has shape {spec.shape}; X^T X would be {size * 2}")
+    def _check_file(self, key: str, source: Source) -> None:
+        if key == GRAD_SQ:
+            check_covers(source, self.pretrained, self.names)
+        else:
+            statistic(key).check_file(source, self.pretrained, self.names)
 
     def _check_shape(self, source: Source, name: str) -> None:
         if source.specs[name].shape != self.pretrained.specs[name].shape:
@@ -242,10 +243,11 @@ class Offline:
             UserError: values that are not finite or, in a Fisher, negative; no task; what the rule cannot do.
         """
         _, rule = self.method.build()
-        theta_0, start, step = self._weights(self.pretrained), self.method.start, None
+        theta_0, start, step = laid_out(self.pretrained, self._layout, self.dtype), self.method.start, None
         still = dict(theta_0.items())
-        statistics = [chain(self._given.get(what, ()), repeat(None)) for what in ("fisher", "gram", "grad_sq")]
-        known = map(self._recording, self._tasks, *statistics)
+        self._asked: set[str] = set()
+        files = [chain(sources, repeat(None)) for sources in self._given.values()]
+        known = map(self._recording, self._tasks, *files)
         try:
             for task in merge_stream(rule, theta_0, known, start, self._seed):
                 raw = task.trained.nbytes * (
@@ -258,6 +260,10 @@ class Offline:
                 yield step
         except FloatingPointError as error:
             raise UserError(f"{error}; look at the task's values and the method's options") from None
+        except ChangedInPlaceError as error:
+            raise UserError(str(error)) from None
+        unread = [key for key in self._given if key not in self._needed | self._asked]
+        self.notes += [f"method: {self.method.rule.key!r} does not read {said(key)}" for key in unread]
         if step is None:
             raise UserError("tasks: none given; name at least one")
         if self._kept:
@@ -294,57 +300,46 @@ class Offline:
         """The rule in full: its start and options."""
         return self.method.variant.partition("+")[2]
 
-    def _recording(self, task: Source, fisher: Source | None, gram: Source | None, grad_sq: Source | None) -> Recording:
-        for what, source in (("fisher", fisher), ("gram", gram), ("grad_sq", grad_sq)):
-            if source is None and what in self._needed:
-                raise UserError(f"{SAID[what]}: fewer than tasks; give one a task, in their order")
+    def _recording(self, task: Source, *files: Source | None) -> Recording:
+        given = dict(zip(self._given, files, strict=True))
+        for key, source in given.items():
+            if source is None:
+                raise UserError(f"{said(key)}: fewer than tasks; give one a task, in their order")
         counting = [n for n, s in task.specs.items() if not s.floating and self._selected(n)]
         pairs = zip(counting, task.tensors(counting), self.pretrained.tensors(counting), strict=True)
         self._kept |= {name: None for name, mine, theirs in pairs if not torch.equal(mine.to(theirs.device), theirs)}
+        grad_sq = given.pop(GRAD_SQ, None)
         return Recording(
-            self._weights(task),
-            dict.fromkeys(self._kinds, self._weights(fisher, signed=False)) if fisher else {},
-            grams=self._grams(gram) if gram else {},
-            recorded={"grad_sq": [self._weights(grad_sq, signed=False)]} if grad_sq else {},
+            laid_out(task, self._layout, self.dtype),
+            _Read({key: source for key, source in given.items() if source}, self._layout, self.dtype, self._asked),
+            {GRAD_SQ: [laid_out(grad_sq, self._layout, self.dtype, signed=False)]} if grad_sq else {},
         )
 
-    def _weights(self, source: Source, signed: bool = True) -> Weights:
-        """The merged tensors end to end, filled one by one."""
-        vector = torch.empty(0, dtype=self.dtype)
-        sizes = self._layout.sizes
-        for i, (name, tensor) in enumerate(zip(self.names, source.tensors(self.names), strict=True)):
-            if i == 0:
-                vector = torch.empty(sum(sizes), dtype=self.dtype, device=tensor.device)
-                parts = vector.split(sizes)
-            parts[i].copy_(tensor.reshape(-1))
-            _check_values(parts[i], f"{source.where}: tensor {name!r}", signed)
-        return Weights(vector, self._layout)
 
-    def _grams(self, source: Source) -> dict[str, Gram]:
-        names = [name for name in self.names if name in source.specs]
-        found = {}
-        for name, X in zip(names, source.tensors(names), strict=True):
-            where, X = f"{source.where}: {name!r}", X.double()
-            (rows,) = source.tensors([f"{name}.rows"])
-            _check_values(X, where)
-            diagonal = X if X.dim() == 1 else X.diagonal()
-            if bool((diagonal < 0).any()) or not torch.allclose(
-                X, X if X.dim() == 1 else X.mT, 0, 1e-3 * float(diagonal.max())
-            ):
-                raise UserError(f"{where} is not symmetric with a diagonal of at least 0, as X^T X is")
-            if rows.numel() != 1 or not float(rows) >= 1 or float(rows) % 1:
-                raise UserError(f"{where}.rows must be one whole number, at least 1")
-            found[name] = Gram(X, int(rows))
-        return found
+class _Read(Mapping[str, Any]):
+    """Statistics by key, each read from its file when the rule asks for it."""
+
+    def __init__(self, sources: dict[str, Source], layout: Layout, dtype: torch.dtype, asked: set[str]) -> None:
+        self._sources, self._layout, self._dtype, self._asked = sources, layout, dtype, asked
+
+    def __getitem__(self, key: str) -> Any:
+        self._asked.add(key)
+        return statistic(key).read_file(self._sources[key], self._layout, self._dtype)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._sources
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
 
 
-def _check_values(x: Tensor, where: str, signed: bool = True) -> None:
-    if not bool(torch.isfinite(x).all()):
-        raise UserError(
-            f"{where} holds {int((~torch.isfinite(x)).sum())} values that are not finite; mend or leave it out"
-        )
-    if not signed and bool((x < 0).any()):
-        raise UserError(f"{where} holds negative values; it is a mean of squares")
+def said(key: str) -> str:
+    """How errors name what a user can give, on the command line and in Python."""
+    python = GRAD_SQ + "=" if key == GRAD_SQ else f"statistics[{key!r}]"
+    return f"--{key.replace('_', '-')} ({python})"
 
 
 def _asked(spelling: str, start: Start | None, registry: Registry) -> Method:

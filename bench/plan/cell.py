@@ -14,11 +14,14 @@ from bench.common.errors import UserError
 from bench.config.schema import DatasetConfig, ProtocolConfig, Section
 from bench.data.dataset import prepared_key
 from bench.data.scenario import Cut, Scenario, scenario_of
+from bench.method import Plugin, Trainer
+from bench.method.asking import Need
 from bench.method.chain import begins
 from bench.model.class_rows import rows_digest
 from bench.model.pretrained_files import weights_digest
 from bench.registry.code_hash import code_of_class, code_of_modules
 from bench.registry.resolved import Method
+from bench.statistics import STATISTICS, code_files
 
 TRAINING_CODE = (
     "run/train.py", "model/adapters/adapter.py", "model/adapters/frozen.py", "model/split_qkv.py", "model/backbone.py",
@@ -28,10 +31,10 @@ TRAINING_CODE = (
 )  # fmt: skip
 
 
+#: beside the statistics that the method reads
 MERGING_CODE = (
-    "run/workbench.py", "run/cell.py", "method/chain.py", "method/recorded.py", "run/live_task.py",
-    "run/statistics.py", "run/evaluate.py", "run/classifiers.py", "method/carried.py", "run/task_models.py",
-    "plan/replayed.py",
+    "run/cell.py", "method/chain.py", "run/live_task.py", "method/asking.py", "run/evaluate.py", "run/classifiers.py",
+    "method/carried.py", "run/task_models.py", "plan/replayed.py", "run/workbench.py",
 )  # fmt: skip
 
 FORMAT = 2  #: of names and keys: raised where the same configuration comes to mean something else
@@ -139,12 +142,29 @@ class Cell:
             "eval_split": self.eval_split,
         }
 
+    def _statistics_code(self) -> list[str]:
+        """Files of the statistics that trainer and rule read: those that they declare, all where they declare nothing.
+
+        So one statistic more, or another's code edited, makes no record stale that has nothing to do with it.
+        """
+        keys: set[str] = set()
+        for plugin in self.method.build():
+            declares = type(plugin).needs is not Plugin.needs
+            silent = type(plugin).learnt is Trainer.learnt if isinstance(plugin, Trainer) else plugin.data == "none"
+            if declares:
+                keys |= {need.key for need in map(Need.parse, plugin.needs)} & set(STATISTICS)
+            elif not silent:
+                keys |= set(STATISTICS)
+        return sorted({file for key in keys for file in code_files(key)})
+
     def code(self) -> dict[str, str]:
         """Hashes of the code that training, and that merging and evaluation, run through."""
         adapter = f"model/adapters/{self.protocol.adapter}.py"
         return {
             "train": key_of(code_of_modules(*TRAINING_CODE, adapter), code_of_class(self.method.trainer))[:16],
-            "method": key_of(code_of_modules(*MERGING_CODE), code_of_class(self.method.rule))[:16],
+            "method": key_of(code_of_modules(*MERGING_CODE, *self._statistics_code()), code_of_class(self.method.rule))[
+                :16
+            ],
         }
 
     @cached_property

@@ -62,7 +62,7 @@ class Statistic(ABC, Generic[Value]):
 
     @abstractmethod
     def zero(self, value: Value) -> Value:
-        """The same shapes, all zero: what a flat loss or dead inputs would give (``clmerge check`` tries it)."""
+        """What it would be where the loss is flat: zero, as far as it depends on it (``clmerge check`` tries that)."""
 
     @abstractmethod
     def cast(self, value: Value, dtype: torch.dtype, device: str) -> Value:

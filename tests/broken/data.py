@@ -7,6 +7,11 @@ from bench.method import Rule, Task, Weights, rule
 class Peeking(Rule):
     """The running average, scaled down where the new task's Fisher is large."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """It says what it reads, but not of which data."""
+        return ("fisher:empirical",)
+
     def merge(self, task: Task) -> Weights:
         """Blend."""
         F = task.fisher("empirical")

@@ -11,6 +11,11 @@ class Weighted(Rule):
     S: Weights = state()
     m: Weights = state()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Declared as it should be."""
+        return ("fisher:empirical",)
+
     def merge(self, task: Task) -> Weights:
         """Add to both sums, divide."""
         F = task.fisher("empirical")

@@ -9,6 +9,11 @@ class Confident(Rule):
 
     data, serves_first = "unlabelled", False
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Declared as it should be."""
+        return ("images",)
+
     def merge(self, task: Task) -> Weights:
         """Measure on one batch, then blend."""
         import torch

@@ -124,6 +124,7 @@ REASONS = {
     "layout": "float32: torch.float64 after task 1",
     "seed": "the global generator of torch",
     "data": "data='none' may not read labels of the current task (data.py, line",
+    "needs": "reads fisher:exact of the task, which its needs do not declare",
     "inputs": "task.trained was written into by task 1's merge",
     "weights": "the gradient in theta is zero",
     "penalty": "before the first task, at theta_0: nan",

@@ -102,9 +102,9 @@ class Models:
         steps = [served + (theta - served) * f + noise(2**32 - 10 * t - i, 0.02).map(lambda v: v.to(theta.vector))
                  for i, f in enumerate((0.2, 0.5, 0.8))]  # fmt: skip
         F = self.fishers[t - 1]
-        kinds = dict.fromkeys(("empirical", "exact", "mammoth", "batchmean", "argmax_batch", "sqrtp_batch"), F)
+        statistics = {"fisher": F, "fisher@elsewhere": F, "gram": self.grams(t)}
         return Toy(t, self.theta_0, start or served, served, theta, {"snapshots": [*steps, theta], "grad_sq": [F]},
-                   kinds, kinds, self.grams(t))  # fmt: skip
+                   statistics)  # fmt: skip
 
     def grams(self, t: int) -> dict[str, Gram]:
         """Of 40 rows for the two matrices; they are (d_out, d_in) to rules."""

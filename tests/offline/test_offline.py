@@ -24,6 +24,7 @@ from bench.common.errors import UserError
 from bench.method.recorded import merge_recorded
 from bench.method.weights import Weights
 from bench.offline import Offline, merge
+from bench.statistics import STATISTICS
 from tests.helpers.toy import Golden, close, rule
 
 Model = dict[str, Tensor]
@@ -298,14 +299,14 @@ MISTAKES = [
     ("average base t1 --set lam=1", "unknown option of 'average' 'lam'"),
     ("average base t1 --set lam", "--set: 'lam' is not NAME=VALUE"),
     ("ties:density=2 base t1", "density='2'"),
-    ("pm base t1", "'pm_alpha' needs --fisher (fishers=), one a task"),
+    ("pm base t1", "'pm_alpha' needs --fisher (statistics['fisher']), one a task"),
     ("pm base t1 t2 --fisher f1", "1 for 2 tasks; give one a task"),
     ("pm base t1 --fisher negative", "negative.safetensors: tensor 'norm.bias' holds negative values"),
     ("pm base t1 --fisher lacking", "lacking.safetensors: nothing for tensor 'norm.bias' (1 missing)"),
     ("pm base t1 --fisher nan", "nan.safetensors: tensor 'b.weight' holds 20 values that are not finite"),
     ("pm base t1 --fisher shape", "'b.weight' has shape (4, 5)"),
     ("cmm_blend base t1", "'cmm_blend' needs --grad-sq (grad_sq=), one a task"),
-    ("regmean base t1", "'regmean' needs --gram (grams=), one a task"),
+    ("regmean base t1", "'regmean' needs --gram (statistics['gram']), one a task"),
     ("regmean base t1 --gram norows", "'a.weight' and 'a.weight.rows' (rows of X) belong together"),
     ("regmean base t1 --gram zerorows", "'a.weight'.rows must be one whole number, at least 1"),
     ("regmean base t1 --gram wrongsize", "'a.weight' has shape (6, 6); X^T X would be (5, 5)"),
@@ -314,7 +315,7 @@ MISTAKES = [
     ("adamerging base t1", "'adamerging' reads images, which checkpoints do not have; clmerge replay"),
     ("oracle_scalar base t1", "'oracle_scalar' reads images"),
     ("trm base t1", "'trm' needs snapshots of the training"),
-    ("became base t1 --fisher f1", "'became' needs the Fisher at weights that only merging finds; clmerge replay"),
+    ("became base t1 --fisher f1", "'became' needs the fisher at weights that only merging finds; clmerge replay"),
     ("experts base t1", "there is nothing to merge"),
     ("average base t1 -o t1", "that is an input"),
     ("average base t1 -o f1/x.safetensors", "cannot write there"),
@@ -362,8 +363,11 @@ def test_mistakes_of_the_function_are_told_too() -> None:
 
 
 def test_a_statistic_that_the_rule_does_not_read_is_told() -> None:
-    run = Offline("average", THETA_0, TASKS, fishers=[fisher(11)])
-    assert run.notes == ["method: 'average' does not read --fisher (fishers=)"]
+    run = Offline("average", THETA_0, TASKS, fishers=[fisher(i) for i in (11, 12, 13)])
+    list(run.steps())
+    assert "method: 'average' does not read --fisher (statistics['fisher'])" in run.notes
+    run = Offline("regmean", THETA_0, TASKS, [{}], [{}, {}, {}])  # a rule that declares knows it at once
+    assert run.notes == ["method: 'regmean' does not read --fisher (statistics['fisher'])"]
 
 
 def test_help_needs_no_torch() -> None:
@@ -409,3 +413,52 @@ def test_what_a_step_leaves_behind_goes_without_the_garbage_collector() -> None:
     assert len(set(held[1:])) == 1, held
     assert run.carried_bytes == 4 * P
     assert run.notes[-1].startswith("1 of 3 merged tensors are the pretrained ones in every task")
+
+
+# ---- statistics by key, and rules that declare or do not ------------------------------------------------------------
+PLUGIN = """
+from bench.method import Rule, rule
+
+@rule("asks")
+class Asks(Rule):
+    def merge(self, task):
+        F = task.fisher("exact")
+        return task.trained if task.t == 1 else task.served + (task.trained - task.served) * (F * 0 + 0.5)
+"""
+
+
+def test_a_statistic_by_its_key_is_the_same_as_by_its_own_option(given: dict[str, str], tmp_path: Path) -> None:
+    common = ["--method", "pm", "--pretrained", given["base"], "--tasks", given["t1"], given["t2"], "-o"]
+    files = [given["f1"], given["f2"]]
+    one, two = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert clmerge(*common, one, "--fisher", *files).exit_code == 0
+    assert clmerge(*common, two, "--statistic", "fisher", *files).exit_code == 0
+    assert one.read_bytes() == two.read_bytes()
+    wrong = clmerge(*common, two, "--statistic", "fischer", *files)
+    assert wrong.exit_code == 2
+    assert "unknown statistic 'fischer'; did you mean 'fisher'?" in wrong.stderr
+
+
+def test_every_statistic_of_the_list_has_its_option() -> None:
+    told = clmerge("--help").stdout
+    for key in STATISTICS:
+        assert f"--{key} F..." in told
+
+
+def test_a_rule_that_declares_nothing_is_given_what_it_asks_for(given: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(PLUGIN)
+    plugin = [tmp_path / "asks.py"]
+    half = merge("asks", THETA_0, TASKS[:2], fishers=[fisher(11), fisher(12)], plugins=plugin)
+    assert close(laid(half), (laid(TASKS[0]) + laid(TASKS[1])) / 2, 1e-6)
+    with pytest.raises(UserError, match="task 1: the rule needs fisher:exact; give it"):
+        merge("asks", THETA_0, TASKS[:2], plugins=plugin)
+
+
+def test_a_rule_that_writes_in_place_is_told_in_one_line(given: dict[str, str], tmp_path: Path) -> None:
+    text = PLUGIN.replace('F = task.fisher("exact")', "task.served.vector.mul_(2)")
+    (tmp_path / "asks.py").write_text(text)
+    done = clmerge("--method", "asks", "--plugins", tmp_path / "asks.py", "--pretrained", given["base"],
+                   "--tasks", given["t1"], "-o", tmp_path / "o.safetensors")  # fmt: skip
+    assert done.exit_code == 2
+    assert done.stderr.startswith("clmerge: rule asks changed task.served in place; work on a copy")
+    assert not (tmp_path / "o.safetensors").exists()

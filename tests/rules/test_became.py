@@ -20,13 +20,12 @@ def test_golden_became(golden: Callable[[str], Golden]) -> None:
     g = golden("became")
     became, first = rule("became", gamma=g.meta["hparams"]["gamma"]), g.part("theta_first")
     became.begin(first.zeros())
-    task = RecordedTask(1, *[first.zeros()] * 3, first, fishers={"empirical": g.part("fisher_first")})
+    task = RecordedTask(1, *[first.zeros()] * 3, first, statistics={"fisher:empirical": g.part("fisher_first")})
     assert became.merge(task).digest() == first.digest()
     for i in (1, 2):  # every step of the file has data of its own
         theta_gp = g.part(f"theta_gp/{i}")
         task = RecordedTask(i + 1, first, theta_gp, theta_gp, g.part(f"theta_hat/{i}"),
-                            fishers={"empirical": g.part(f"fisher_hat/{i}")},
-                            fishers_elsewhere={"empirical": g.part(f"fisher_merged/{i}")})  # fmt: skip
+                            statistics={"fisher:empirical": g.part(f"fisher_hat/{i}"), "fisher:empirical@elsewhere": g.part(f"fisher_merged/{i}")})  # fmt: skip
         g.check(became.merge(task), g.part(f"out/step/{i}/theta"))
         g.check(became.F_old, g.part(f"out/step/{i}/fisher_old"))  # type: ignore[attr-defined]
         g.check(task.scalars["lam"], g.array("out/lam")[i - 1])
@@ -37,8 +36,7 @@ def steps(models: Models, gamma: float = 1.0) -> tuple[list[Weights], list[float
     became, served, out, lams = rule("became", gamma=gamma), models.theta_0, list[Weights](), list[float]()
     became.begin(models.theta_0)
     for t, (theta, F) in enumerate(zip(models.thetas, models.fishers, strict=True), 1):
-        task = RecordedTask(t, models.theta_0, served, served, theta, fishers={"empirical": F},
-                            fishers_elsewhere={"empirical": F + 0.1 * t})  # fmt: skip
+        task = RecordedTask(t, models.theta_0, served, served, theta, statistics={"fisher:empirical": F, "fisher:empirical@elsewhere": F + 0.1 * t})  # fmt: skip
         served = became.merge(task)
         out.append(served)
         lams.append(task.scalars.get("lam", 1.0))
@@ -80,7 +78,9 @@ def test_no_fisher_gives_the_average_and_no_direction_stays() -> None:
     blind = replace(models, fishers=[zero] * 4)
     assert all(close(a, b) for a, b in zip(chain(rule("became"), blind), chain(rule("average"), blind), strict=True))
     for F in (zero, models.fishers[0]):
-        task = RecordedTask(2, *[models.theta_0] * 4, fishers={"empirical": F}, fishers_elsewhere={"empirical": F})
+        task = RecordedTask(
+            2, *[models.theta_0] * 4, statistics={"fisher:empirical": F, "fisher:empirical@elsewhere": F}
+        )
         became = rule("became")
         became.begin(models.theta_0)
         assert became.merge(task).digest() == models.theta_0.digest()
@@ -96,7 +96,7 @@ def test_new_tasks_without_fisher_change_nothing_and_old_ones_without_give_way()
 
 def test_a_fisher_at_merged_weights_that_is_not_there_is_named() -> None:
     models = Models.draw(2)
-    with pytest.raises(UserError, match=r"task 2: the rule needs a Fisher at other weights \(empirical\)"):
+    with pytest.raises(UserError, match=r"task 2: the rule needs fisher:empirical at other weights; give it"):
         merge_recorded(rule("became"), models.theta_0, models.thetas, models.fishers)
 
 

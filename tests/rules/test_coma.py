@@ -105,7 +105,7 @@ def test_the_authors_fisher_is_of_batches_and_cut_off() -> None:
     assert REGISTRY.resolve("cofima_ref").rule_options == {"alpha": 0.4, "estimator": "cofima"}
 
     def served(fishers: list[Weights], kind: str, estimator: str) -> Weights:
-        stream = (Recording(w, {kind: F}) for w, F in zip(models.thetas, fishers, strict=True))
+        stream = (Recording(w, {f"fisher:{kind}": F}) for w, F in zip(models.thetas, fishers, strict=True))
         return list(merge_stream(rule("cofima", estimator=estimator), models.theta_0, stream, "merged"))[-1].served
 
     large = [F + 1.0 for F in models.fishers]

@@ -63,7 +63,7 @@ def test_ewcs_gradient_reaches_loras_factors_through_the_dense_weight() -> None:
     ewc = trainer("ewc", lam=3.0)
     ewc.begin(cut[0])
     for t, (theta, F) in enumerate(pairs, 1):
-        ewc.learnt(RecordedTask(t, cut[0], cut[0], cut[0], theta, {}, {"empirical": F}))
+        ewc.learnt(RecordedTask(t, cut[0], cut[0], cut[0], theta, {}, {"fisher:empirical": F}))
     gradients = []
     for penalty in (ewc.penalty, lambda w: explicit(w, pairs, 3.0)):
         generator = torch.Generator().manual_seed(0)

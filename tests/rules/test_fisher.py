@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench.method.carried import nbytes
 from bench.method.recorded import merge_recorded
 from bench.method.weights import Weights
-from bench.run.statistics import KINDS
+from bench.statistics.fisher import KINDS
 from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
 

@@ -18,7 +18,7 @@ from tests.helpers.toy import SHAPES, Golden, Models, chain, close, noise, prope
 
 
 def recordings(models: Models, order: list[int] | None = None) -> list[Recording]:
-    return [Recording(models.thetas[i], grams=models.grams(i + 1)) for i in order or range(len(models.thetas))]
+    return [Recording(models.thetas[i], {"gram": models.grams(i + 1)}) for i in order or range(len(models.thetas))]
 
 
 def merged(key: str, theta_0: Weights, known: list[Recording], **options: Any) -> Weights:
@@ -33,13 +33,15 @@ def test_golden_lot(golden: Callable[[str], Golden], name: str) -> None:
         grams = {}
         for module, x in g.part(f"x/{i}").items():
             grams[f"{module}.weight"] = Gram(x.square().sum(0) if "norm" in module else x.T @ x, len(x))
-        known.append(Recording(theta_0 + tau, grams=grams))
+        known.append(Recording(theta_0 + tau, {"gram": grams}))
         for module, told in g.part(f"gram_sum/{i}").items() if name == "lot_equals_regmean" else ():
             torch.testing.assert_close(grams[f"{module}.weight"].sum, told)
     got = merged("lot", theta_0, known, lam=g.meta["hparams"]["lam"])
     g.check(got, g.part("out/theta"))
     if name == "lot_equals_regmean":
-        alike = [Recording(k.trained, grams={n: Gram(G.sum, 1) for n, G in k.grams.items()}) for k in known]
+        alike = [
+            Recording(k.trained, {"gram": {n: Gram(G.sum, 1) for n, G in k.statistics["gram"].items()}}) for k in known
+        ]
         g.check(merged("regmean", theta_0, alike, a=1.0, ridge=0.0), g.part("out/theta"))
 
 
@@ -61,7 +63,7 @@ def test_off_the_data_theta_0_stays_and_on_it_one_task_is_kept(seed: int, rows: 
     for v in x.values():  # a Gram matrix squares the condition: what is nearly no direction of the data counts as none
         values = torch.linalg.svdvals(v)
         assume(float(values[min(v.shape) - 1] / values[0]) > 1e-2)
-    known = Recording(models.thetas[0], grams={n: Gram(v.T @ v, rows) for n, v in x.items()})
+    known = Recording(models.thetas[0], {"gram": {n: Gram(v.T @ v, rows) for n, v in x.items()}})
     got = (merged("lot", models.theta_0, [known], lam=lam) - models.theta_0).tensors()
     tau = (models.thetas[0] - models.theta_0).tensors()
     for name, v in x.items():
@@ -74,7 +76,8 @@ def test_norms_weigh_by_their_inputs_biases_by_rows_and_the_rest_alike() -> None
     taus = [Weights.of({k: torch.randn(s, dtype=torch.float64) for k, s in shapes.items()}) for _ in range(2)]
     squares = [torch.tensor([1.0, 4.0, 0.0], dtype=torch.float64), torch.tensor([3.0, 0.0, 0.0], dtype=torch.float64)]
     known = [
-        Recording(tau, grams={"n.weight": Gram(s, rows)}) for tau, s, rows in zip(taus, squares, (5, 15), strict=True)
+        Recording(tau, {"gram": {"n.weight": Gram(s, rows)}})
+        for tau, s, rows in zip(taus, squares, (5, 15), strict=True)
     ]
     steps = list(merge_stream(rule("lot"), taus[0].zeros(), known))
     got, (one, two) = steps[-1].served.tensors(), (tau.tensors() for tau in taus)
@@ -90,7 +93,7 @@ def test_task_vectors_of_a_merged_start_are_increments() -> None:
     """The sums are of what each task added, wherever training began."""
     models = Models.draw(0, T=2)
     starts = [models.theta_0, noise(9)]
-    shifted = [Recording(start + (theta - models.theta_0), grams=models.grams(t), start=start)
+    shifted = [Recording(start + (theta - models.theta_0), {"gram": models.grams(t)}, start=start)
                for t, (theta, start) in enumerate(zip(models.thetas, starts, strict=True), 1)]  # fmt: skip
     assert close(merged("lot", models.theta_0, shifted), merged("lot", models.theta_0, recordings(models)), 1e-10)
     assert not close(merged("lot", models.theta_0, shifted, delta="total"), merged("lot", models.theta_0, shifted), 0.1)

@@ -91,7 +91,7 @@ def test_golden_files_are_all_read_by_some_test() -> None:
 
 def test_a_fisher_that_is_not_there_is_named() -> None:
     models = Models.draw(0)
-    with pytest.raises(UserError, match=r"task 1: the rule needs a Fisher \(empirical\)"):
+    with pytest.raises(UserError, match=r"task 1: the rule needs fisher:empirical"):
         merge_recorded(rule("pm_alpha"), models.theta_0, models.thetas)
     with pytest.raises(UserError, match="reads images"):
         RecordedTask(2, *[models.theta_0] * 4).batches(1, 1)

@@ -116,7 +116,7 @@ def test_flat_directions_and_no_direction(per_module: bool) -> None:
     # D is zero up to the rounding of h + (theta - h), so theta = h is asked for exactly:
     alpha = rule("pm_alpha", per_module=per_module)
     alpha.begin(models.theta_0)
-    task = Toy(1, models.theta_0, models.theta_0, models.theta_0, models.theta_0, {}, {"empirical": models.fishers[0]})
+    task = Toy(1, models.theta_0, models.theta_0, models.theta_0, models.theta_0, {}, {"fisher": models.fishers[0]})
     assert alpha.merge(task).digest() == models.theta_0.digest()
     assert task.scalars["alpha"] == 0
     assert task.scalars["flat"] == 0

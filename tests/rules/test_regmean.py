@@ -17,14 +17,14 @@ from bench.method import Gram
 from bench.method.recorded import Recording, merge_stream
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
-from bench.run.statistics import gram
+from bench.statistics.gram import gram
 from tests.helpers.toy import Golden, Models, chain, close, property_test, rule, seeds
 
 LAYERS = ("a", "b")
 
 
 def recordings(models: Models, order: list[int] | None = None) -> list[Recording]:
-    return [Recording(models.thetas[i], grams=models.grams(i + 1)) for i in order or range(len(models.thetas))]
+    return [Recording(models.thetas[i], {"gram": models.grams(i + 1)}) for i in order or range(len(models.thetas))]
 
 
 def merged(models: Models, known: list[Recording] | None = None, **options: Any) -> Weights:
@@ -37,7 +37,7 @@ def test_golden_regmean(golden: Callable[[str], Golden], name: str) -> None:
     hparams, thetas = g.meta["hparams"], g.parts("theta")
     known = [
         Recording(
-            theta, grams={f"{layer}.weight": Gram(G * tokens, tokens) for layer, G in g.part(f"gram/{i}").items()}
+            theta, {"gram": {f"{layer}.weight": Gram(G * tokens, tokens) for layer, G in g.part(f"gram/{i}").items()}}
         )
         for i, (theta, tokens) in enumerate(zip(thetas, hparams["tokens"], strict=True))
     ]
@@ -82,7 +82,9 @@ def test_no_off_diagonals_weigh_each_input_on_its_own() -> None:
 def test_tasks_count_alike_however_many_rows_they_have() -> None:
     models = Models.draw(1)
     known = recordings(models)
-    known[2].grams = {name: Gram(g.sum * 50, g.rows * 50) for name, g in known[2].grams.items()}
+    known[2].statistics = {
+        "gram": {name: Gram(g.sum * 50, g.rows * 50) for name, g in known[2].statistics["gram"].items()}
+    }
     assert close(merged(models, known), merged(models), 1e-12)
 
 
@@ -91,13 +93,13 @@ def test_where_no_data_is_the_ridge_draws_to_the_mean() -> None:
     models = Models.draw(2)
     known = recordings(models)
     for k in known:
-        G = k.grams["a"].sum.clone()
+        G = k.statistics["gram"]["a"].sum.clone()
         G[3:], G[:, 3:] = 0, 0
-        k.grams = {"a": Gram(G, 40), "b": Gram(torch.zeros(4, 4, dtype=torch.float64), 40)}
+        k.statistics = {"gram": {"a": Gram(G, 40), "b": Gram(torch.zeros(4, 4, dtype=torch.float64), 40)}}
     got = merged(models, known).tensors()
     mean = (sum(models.thetas[1:], models.thetas[0]) / 4).tensors()
     torch.testing.assert_close(got["b"], mean["b"])
-    trace = torch.stack([k.grams["a"].sum.trace() for k in known])
+    trace = torch.stack([k.statistics["gram"]["a"].sum.trace() for k in known])
     W = torch.stack([w.tensors()["a"] for w in models.thetas])
     torch.testing.assert_close(got["a"][:, 3:], torch.einsum("t,toi->oi", trace / trace.sum(), W)[:, 3:])
     assert float((got["a"] - mean["a"])[:, :3].norm()) > 0.01
@@ -123,14 +125,14 @@ def test_what_is_carried_does_not_grow() -> None:
 def test_gram_matrices_that_do_not_fit_are_named() -> None:
     models = Models.draw(0)
     lost, stray, wrong = recordings(models), recordings(models), recordings(models)
-    del lost[2].grams["b"]
-    stray[0].grams["a.weight"] = stray[0].grams["a"]
-    wrong[0].grams["b"] = wrong[0].grams["a"]
+    del lost[2].statistics["gram"]["b"]
+    stray[0].statistics["gram"]["a.weight"] = stray[0].statistics["gram"]["a"]
+    wrong[0].statistics["gram"]["b"] = wrong[0].statistics["gram"]["a"]
     for known, message in (
         (lost, "b has a Gram matrix at some tasks and none at others"),
         (stray, "Gram matrices: unknown tensor 'a.weight'; known: a, b, c"),
         (wrong, r"the Gram matrix of b is \(5, 5\), which does not fit \(5, 4\)"),
-        ([Recording(models.thetas[0])], "the rule needs Gram matrices"),
+        ([Recording(models.thetas[0])], "the rule needs gram; give it"),
     ):
         with pytest.raises(UserError, match=message):
             merged(models, known)
@@ -142,7 +144,7 @@ def on_images(backbone: Backbone, stream: Stream, key: str) -> tuple[list[Record
     for t, task in enumerate(stream.tasks, 1):
         generator = torch.Generator().manual_seed(t)
         theta = theta_0.map(lambda v, g=generator: v + 0.02 * torch.randn(v.shape, generator=g))  # type: ignore[misc]
-        known.append(Recording(theta, grams=gram(backbone, theta, stream.train_images[task.train[:64]])))
+        known.append(Recording(theta, {"gram": gram(backbone, theta, stream.train_images[task.train[:64]])}))
     return known, list(merge_stream(rule(key), theta_0, known))
 
 
@@ -157,9 +159,12 @@ def test_layer_outputs_are_nearer_to_the_tasks_than_those_of_the_average(
 
     def off(W: dict[str, torch.Tensor], name: str) -> float:
         D = [(W[name] - k.trained.tensors()[name]).double() for k in known]
-        return sum(float((d @ k.grams[name].sum / k.grams[name].rows * d).sum()) for d, k in zip(D, known, strict=True))
+        return sum(
+            float((d @ k.statistics["gram"][name].sum / k.statistics["gram"][name].rows * d).sum())
+            for d, k in zip(D, known, strict=True)
+        )
 
-    linear = [name for name, g in known[0].grams.items() if g.sum.dim() == 2]
+    linear = [name for name, g in known[0].statistics["gram"].items() if g.sum.dim() == 2]
     assert len(linear) >= 4
     assert all(off(got, name) < off(mean, name) for name in linear)
     if kind == "full_backbone" and key == "regmean":

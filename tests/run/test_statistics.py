@@ -17,9 +17,11 @@ from bench.data.stream import Stream
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone, SplitQKV
 from bench.model.heads import Head, new_head
-from bench.run import statistics as module
 from bench.run.live_task import LiveTask
-from bench.run.statistics import KINDS, LABELLED, balanced_sample, diagonal_fisher, gram
+from bench.statistics import fisher as module
+from bench.statistics import gram as gram_module
+from bench.statistics.fisher import KINDS, LABELLED, balanced_sample, diagonal_fisher
+from bench.statistics.gram import gram
 
 HEAD = new_head(5, 64, 0.1, "cpu", 0)
 
@@ -359,7 +361,7 @@ def test_gram_does_not_depend_on_how_the_images_are_cut_and_adds_up(
 ) -> None:
     x, at = sample[0], full_backbone.pretrained
     whole, parts = gram(full_backbone, at, x), [gram(full_backbone, at, part) for part in (x[:9], x[9:])]
-    monkeypatch.setattr(module, "PASS_IMAGES", 7)
+    monkeypatch.setattr(gram_module, "PASS_IMAGES", 7)
     cut = gram(full_backbone, at, x)
     for name, g in whole.items():
         assert cut[name].rows == g.rows == parts[0][name].rows + parts[1][name].rows
@@ -434,7 +436,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Weights, Tensor, Tenso
         calls.append((at, x, y))
         return diagonal_fisher(backbone, at, head, x, y, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("bench.run.live_task.diagonal_fisher", spy)
+    monkeypatch.setattr("bench.statistics.fisher.diagonal_fisher", spy)
     return calls
 
 

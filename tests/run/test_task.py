@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from bench.method.recorded import RecordedTask, Recording, merge_recorded, merge
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.model.heads import new_head
-from bench.run import live_task as module
 from bench.run.live_task import LiveTask
-from bench.run.statistics import KINDS, LABELLED
+from bench.statistics import fisher as fisher_module
+from bench.statistics import gram as gram_module
+from bench.statistics.fisher import KINDS, LABELLED
 from tests.helpers.toy import Models, close, noise, rule
 
 GRANTED = {"none": [], "unlabelled": ["images"], "labelled": ["images", "labels"], "oracle": ["images", "labels"]}
@@ -42,7 +44,7 @@ def task(stream: Stream, backbone: Backbone, protocol: ProtocolConfig, tmp_path:
 class Calls:
     """Counts the passes over images that an estimator makes, and keeps what it was given."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
         self.given: list[tuple[Any, ...]] = []
         estimate = getattr(module, name)
 
@@ -64,7 +66,7 @@ def bits(grams: dict[str, Gram]) -> dict[str, tuple[int, str]]:
 def test_a_tasks_gram_is_of_its_own_images_at_theta_star_and_kept(
     task: LiveTask, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = Calls(monkeypatch, "gram")
+    calls = Calls(monkeypatch, gram_module, "gram")
     first = task.gram(20)
     [(_, at, x)] = calls.given
     assert at is task.trained
@@ -85,7 +87,7 @@ def test_a_tasks_gram_is_of_its_own_images_at_theta_star_and_kept(
 def test_a_kept_gram_is_of_these_weights_this_task_and_this_many_images(
     task: LiveTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, told = Calls(monkeypatch, "gram"), list[dict[str, tuple[int, str]]]()
+    calls, told = Calls(monkeypatch, gram_module, "gram"), list[dict[str, tuple[int, str]]]()
     for other in (
         task,
         replace(task, trained=task.pretrained),
@@ -142,7 +144,7 @@ def test_kinds_of_fisher_need_labels_only_where_they_read_them(task: LiveTask, k
 def test_a_kept_fisher_knows_its_batch_where_that_matters(
     task: LiveTask, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = Calls(monkeypatch, "diagonal_fisher")
+    calls = Calls(monkeypatch, fisher_module, "diagonal_fisher")
     first = task.fisher(kind)
     assert task.fisher(kind).digest() == first.digest()
     assert len(calls) == 1
@@ -156,7 +158,7 @@ def test_a_kept_fisher_knows_its_batch_where_that_matters(
 
 def test_an_unknown_kind_is_an_error_and_nothing_is_kept(task: LiveTask) -> None:
     for _ in range(2):
-        with pytest.raises(ValueError, match="unknown Fisher kind 'hessian'"):
+        with pytest.raises(ValueError, match="unknown fisher kind 'hessian'"):
             task.fisher("hessian")
 
 
@@ -178,7 +180,7 @@ def recorded(**known: Any) -> RecordedTask:
 
 def test_a_recorded_task_gives_what_it_was_given() -> None:
     F, G, elsewhere = noise(5), Gram(torch.eye(5), 7), noise(6)
-    task = recorded(fishers={"exact": F}, fishers_elsewhere={"exact": elsewhere}, grams={"a": G},
+    task = recorded(statistics={"fisher:exact": F, "fisher:exact@elsewhere": elsewhere, "gram": {"a": G}},
                     recorded={"grad_sq": [F]})  # fmt: skip
     assert task.fisher("exact") is F
     assert task.fisher("exact", at=task.served) is elsewhere
@@ -189,10 +191,10 @@ def test_a_recorded_task_gives_what_it_was_given() -> None:
 @pytest.mark.parametrize(
     ("ask", "told"),
     [
-        (lambda t: t.fisher(), r"task 2: the rule needs a Fisher \(empirical\); give one"),
-        (lambda t: t.fisher("exact"), r"needs a Fisher \(exact\)"),
-        (lambda t: t.fisher("sqrtp_batch", at=t.served), r"needs a Fisher at other weights \(sqrtp_batch\)"),
-        (lambda t: t.gram(64), "task 2: the rule needs Gram matrices of the layers' inputs; give them"),
+        (lambda t: t.fisher(), r"task 2: the rule needs fisher:empirical; give it"),
+        (lambda t: t.fisher("exact"), "needs fisher:exact; give it"),
+        (lambda t: t.fisher("sqrtp_batch", at=t.served), "needs fisher:sqrtp_batch at other weights"),
+        (lambda t: t.gram(64), "task 2: the rule needs gram; give it"),
         (lambda t: t.recorded["grad_sq"], r"task 2: the rule needs a by-product of training \(grad_sq\)"),
         (lambda t: t.batches(4, 1), "task 2: the rule reads images, which recorded weights do not have"),
         (lambda t: t.logits(t.trained, torch.zeros(1)), "reads images"),
@@ -201,7 +203,7 @@ def test_a_recorded_task_gives_what_it_was_given() -> None:
 )
 def test_what_a_recorded_task_lacks_is_the_users_to_give(ask: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        ask(recorded(fishers={"mammoth": noise(5)}))
+        ask(recorded(statistics={"fisher:mammoth": noise(5)}))
 
 
 def test_a_recorded_tasks_random_streams_are_of_seed_task_and_purpose() -> None:
@@ -263,13 +265,13 @@ def test_a_streams_tasks_are_taken_one_at_a_time() -> None:
 
 def test_a_streams_statistics_reach_the_rule() -> None:
     models = Models.draw(1, T=3)
-    known = [Recording(w, {"empirical": F}) for w, F in zip(models.thetas, models.fishers, strict=True)]
+    known = [Recording(w, {"fisher:empirical": F}) for w, F in zip(models.thetas, models.fishers, strict=True)]
     told = [task.scalars for task in merge_stream(rule("pm_alpha"), models.theta_0, known)]
     scalars = list[dict[str, float]]()
     merge_recorded(rule("pm_alpha"), models.theta_0, models.thetas, models.fishers, scalars)
     assert told == scalars
     assert told[0]["alpha"] == 1
-    with pytest.raises(UserError, match=r"task 2: the rule needs a Fisher \(empirical\)"):
+    with pytest.raises(UserError, match=r"task 2: the rule needs fisher:empirical"):
         list(merge_stream(rule("pm_alpha"), models.theta_0, [known[0], Recording(models.thetas[1])]))
     with pytest.raises(UserError, match=r"task 2: the rule needs a by-product of training \(snapshots\)"):
         list(merge_stream(rule("trm"), models.theta_0, [Recording(w) for w in models.thetas]))

@@ -37,6 +37,11 @@ class EntropyRule(TaskVectorRule):
     taus: Tensor = state(list)  #: (t, P); a list, while it is empty
     buffer: list[Tensor] = state(list, images=True)  #: of each past task (keep, C, H, W)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Batches without labels."""
+        return ("images",)
+
     def add(self, task: Task) -> None:
         """Keep tau_t as the last row of ``taus``."""
         import torch
