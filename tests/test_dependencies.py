@@ -20,7 +20,6 @@ NOT_IMPORTED = {
     "ruff": "a command of make lint",
     "mypy": "a command of make lint",
     "import-linter": "a command of make lint",
-    "pandas-stubs": "read by mypy",
     "types-psutil": "read by mypy",
     "types-pyyaml": "read by mypy",
     "types-tabulate": "read by mypy",
