@@ -166,7 +166,9 @@ def check_output(output: Path, inputs: list[Path]) -> None:
         raise UserError(f"-o {output}: cannot write there ({error.strerror}); name another folder") from None
 
 
-def summary(run: Offline, tasks: int, written: list[Path], scalars: dict[str, float], seconds: float) -> dict[str, Any]:
+def summary(
+    run: Offline, tasks: int, written: list[Path], scalars: dict[str, float | None], seconds: float
+) -> dict[str, Any]:
     """What was done, JSON-able; ``scalars`` are those that the rule logged after the last task."""
     import resource
 
@@ -191,7 +193,9 @@ def summary(run: Offline, tasks: int, written: list[Path], scalars: dict[str, fl
 
 def _line(told: dict[str, Any]) -> str:
     copied = f", {told['copied']} copied from pretrained" if told["copied"] else ""
-    scalars = "".join(f", {name} {value:.4g}" for name, value in told["scalars"].items())
+    scalars = "".join(
+        f", {name} {'not finite' if value is None else format(value, '.4g')}" for name, value in told["scalars"].items()
+    )
     files = told["written"][-1] if len(told["written"]) == 1 else f"{told['written'][0]} ... {told['written'][-1]}"
     return (
         f"{files}: {told['method']} of {told['tasks']} tasks, {told['merged']} tensors merged "

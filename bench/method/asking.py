@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.common.errors import UserError
+from bench.common.strict_json import finite
 from bench.method.weights import Weights
 
 if TYPE_CHECKING:
@@ -45,13 +46,19 @@ class Need:
 
 
 class AsksByName:
-    """The spellings that rule authors know, each one call of ``statistic``."""
+    """What every Task does alike: the spellings of ``statistic`` that rule authors know, and the log."""
 
     def statistic(
         self, key: str, *, kind: str | None = None, samples: int | None = None, at: Weights | None = None
     ) -> Any:
         """See :meth:`bench.method.Task.statistic`."""
         raise NotImplementedError
+
+    scalars: dict[str, float | None]
+
+    def log(self, **scalars: float) -> None:
+        """Keep numbers of this merge; one that is not finite as None, since records are strict JSON."""
+        self.scalars |= {name: finite(value) for name, value in scalars.items()}
 
     def fisher(self, kind: str = "empirical", at: Weights | None = None) -> Weights:
         """Diagonal Fisher (P,) of the current head's loss at ``at`` (default theta*_t)."""

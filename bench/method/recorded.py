@@ -40,7 +40,7 @@ class RecordedTask(AsksByName):
     recorded: dict[str, list[Weights]] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)  #: as in :class:`Recording`
     seed: int = 0
-    scalars: dict[str, float] = field(default_factory=dict)
+    scalars: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.recorded = _Given(self.recorded, f"task {self.t}: the rule needs a by-product of training")
@@ -87,10 +87,6 @@ class RecordedTask(AsksByName):
     def rng(self, purpose: str) -> np.random.Generator:
         """A random stream of this (seed, task, purpose)."""
         return numpy_rng("rule", self.seed, self.t, purpose)
-
-    def log(self, **scalars: float) -> None:
-        """Keep numbers of this merge."""
-        self.scalars |= {name: float(value) for name, value in scalars.items()}
 
 
 class _Given(dict[str, Any]):
@@ -144,7 +140,7 @@ def merge_recorded(
     pretrained: Weights,
     trained: Sequence[Weights],
     fishers: Sequence[Weights] | None = None,
-    scalars: list[dict[str, float]] | None = None,
+    scalars: list[dict[str, float | None]] | None = None,
     start: Start = "pretrained",
 ) -> list[Weights]:
     """theta_hat_1..theta_hat_T of a rule over recorded theta*_1..theta*_T: :func:`merge_stream` for short.

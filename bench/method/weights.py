@@ -114,11 +114,11 @@ class Weights:
         return self.map(lambda v: v.detach().clone())
 
     def normal(self, rng: np.random.Generator) -> Weights:
-        """Standard normal noise of the same layout, drawn on the vector's device."""
+        """Standard normal noise of the same layout, drawn on the CPU: it does not depend on where the weights lie."""
         import torch
 
-        generator = torch.Generator(self.vector.device).manual_seed(int(rng.integers(2**62)))
-        return self.map(lambda v: torch.randn(v.shape, generator=generator, dtype=v.dtype, device=v.device))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return self.map(lambda v: torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device))
 
     # ---- arithmetic --------------------------------------------------------------------------------------------
     def _with(self, other: Weights | float | Tensor, operation: Callable[[Tensor, Tensor | float], Tensor]) -> Weights:

@@ -91,7 +91,7 @@ class Step:
 
     t: int
     served: Weights
-    scalars: dict[str, float]
+    scalars: dict[str, float | None]
 
 
 class Offline:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 from bench.common.cache import key_of
 from bench.common.errors import UserError
@@ -19,23 +19,10 @@ from bench.method.asking import Need
 from bench.method.chain import begins
 from bench.model.class_rows import rows_digest
 from bench.model.pretrained_files import weights_digest
+from bench.plan.hashed_code import MERGING_CODE, TRAINING_CODE
 from bench.registry.code_hash import code_of_class, code_of_modules
 from bench.registry.resolved import Method
 from bench.statistics import STATISTICS, code_files
-
-TRAINING_CODE = (
-    "run/train.py", "model/adapters/adapter.py", "model/adapters/frozen.py", "model/split_qkv.py", "model/backbone.py",
-    "model/heads.py", "model/class_rows.py", "data/stream.py", "data/scenario.py", "data/class_order.py",
-    "method/weights.py",
-    "common/seeds.py", "method/api.py", "data/images.py", "data/transforms.py", "data/autoaugment.py",
-)  # fmt: skip
-
-
-#: beside the statistics that the method reads
-MERGING_CODE = (
-    "run/cell.py", "method/chain.py", "run/live_task.py", "method/asking.py", "run/evaluate.py", "run/classifiers.py",
-    "method/carried.py", "run/task_models.py", "plan/replayed.py", "run/workbench.py",
-)  # fmt: skip
 
 FORMAT = 2  #: of names and keys: raised where the same configuration comes to mean something else
 
@@ -61,6 +48,8 @@ def _changed(section: Section, include: Any = None, exclude: Any = None) -> dict
 @dataclass(frozen=True)
 class Cell:
     """One run of the grid: dataset x T x method x protocol x class_order_seed x run_seed."""
+
+    merging_code: ClassVar[tuple[str, ...]] = MERGING_CODE  #: files of the harness, beside those of statistics
 
     dataset: DatasetConfig
     n_tasks: int
@@ -162,9 +151,9 @@ class Cell:
         adapter = f"model/adapters/{self.protocol.adapter}.py"
         return {
             "train": key_of(code_of_modules(*TRAINING_CODE, adapter), code_of_class(self.method.trainer))[:16],
-            "method": key_of(code_of_modules(*MERGING_CODE, *self._statistics_code()), code_of_class(self.method.rule))[
-                :16
-            ],
+            "method": key_of(
+                code_of_modules(*self.merging_code, *self._statistics_code()), code_of_class(self.method.rule)
+            )[:16],
         }
 
     @cached_property

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
@@ -29,6 +29,7 @@ from bench.data.dataset import data_digest
 from bench.data.scenario import listed, scenario_of
 from bench.method import Trainer
 from bench.plan.cell import Cell
+from bench.plan.hashed_code import MERGING_CODE, REPLAY_CODE
 from bench.registry import Registry
 
 
@@ -123,6 +124,8 @@ class Folder:
 @dataclass(frozen=True)
 class ReplayCell(Cell):
     """A cell whose task models are given."""
+
+    merging_code: ClassVar[tuple[str, ...]] = (*MERGING_CODE, *REPLAY_CODE)
 
     source: Folder = field(kw_only=True, compare=False)
 

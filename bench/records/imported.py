@@ -30,6 +30,7 @@ import pydantic
 from bench.common.cache import key_of
 from bench.common.errors import UserError
 from bench.common.files import write_atomic
+from bench.common.strict_json import dumps
 from bench.config.files import read_yaml
 from bench.config.schema import Section
 from bench.records.record import FORMAT, counts_sha256
@@ -77,7 +78,7 @@ def read_import(path: Path) -> list[dict[str, Any]]:
 def write_records(records: list[dict[str, Any]], results: Path) -> None:
     """Put them where the records of runs are."""
     for record in records:
-        write_atomic(results / "runs" / record["id"] / "cell.json", json.dumps(record, indent=1))
+        write_atomic(results / "runs" / record["id"] / "cell.json", dumps(record, indent=1))
 
 
 def _record(config: ImportConfig, run: ImportedRun, where: str) -> dict[str, Any]:

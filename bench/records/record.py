@@ -39,7 +39,8 @@ def read_record(path: Path) -> Record:
     """
     raw: Any = None
     try:
-        raw = json.loads(path.read_bytes())
+        # Older records held NaN and Infinity as such.
+        raw = json.loads(path.read_bytes(), parse_constant=lambda _: None)
         check(raw, path.parent.name)
         return dict(raw)
     except (Damaged, OSError, ValueError, RecursionError) as error:

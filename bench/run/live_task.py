@@ -47,7 +47,7 @@ class LiveTask(AsksByName):
     served: Weights
     trained: Weights
     recorded: dict[str, list[Weights]]
-    scalars: dict[str, float] = field(default_factory=dict)
+    scalars: dict[str, float | None] = field(default_factory=dict)
     #: of statistics: what they cost alone, and what was spent now that some lay in the store
     seconds: dict[str, float] = field(default_factory=lambda: {"statistics": 0.0, "spent": 0.0})
 
@@ -167,7 +167,3 @@ class LiveTask(AsksByName):
     def rng(self, purpose: str) -> np.random.Generator:
         """A random stream of this (run, task, purpose)."""
         return numpy_rng("rule", self.run_seed, self.current.content, purpose)
-
-    def log(self, **scalars: float) -> None:
-        """Keep numbers of this merge in the record."""
-        self.scalars |= {name: float(value) for name, value in scalars.items()}

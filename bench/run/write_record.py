@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.common.files import write_atomic
+from bench.common.strict_json import dumps, strict
 from bench.data.stream import Stream
 from bench.plan.cell import Cell
 from bench.records.environment import environment
@@ -38,7 +38,7 @@ def _head_of_record(cell: Cell, status: str) -> dict[str, Any]:
 def write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dict[str, Any]:
     """The predictions and then the record of a finished cell, on disk; returns the record."""
     seconds = [task["seconds"] for task in so_far.tasks]
-    record = _head_of_record(cell, "done") | {
+    record: dict[str, Any] = _head_of_record(cell, "done") | {
         "dataset": {"key": cell.dataset.key, "digest": stream.digest, "class_order": stream.class_order},
         "counts": so_far.counts,
         "counts_taskaware": so_far.counts_taskaware,
@@ -52,7 +52,7 @@ def write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dic
             "head_s": sum(s["head"] for s in seconds),
             "eval_s": sum(s["eval"] for s in seconds),
             "wall_s": so_far.wall_s,
-            "opt_steps": sum(t["opt_steps"] + int(t["scalars"].get("merge_steps", 0)) for t in so_far.tasks),
+            "opt_steps": sum(t["opt_steps"] + int(t["scalars"].get("merge_steps") or 0) for t in so_far.tasks),
             "peak_mb": so_far.peak_mb,
             "carried_bytes": so_far.carried_bytes,
             "carried_image_bytes": so_far.carried_image_bytes,
@@ -72,8 +72,9 @@ def write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dic
         )
         predictions = buffer.getvalue()
     record["predictions_sha256"] = hashlib.sha256(predictions).hexdigest()
+    record = strict(record)
     write_atomic(folder / "pred.npz", predictions)
-    write_atomic(folder / "cell.json", json.dumps(record, indent=1))  # last: its presence says that all is there
+    write_atomic(folder / "cell.json", dumps(record, indent=1))  # last: its presence says that all is there
     (folder / "resume.safetensors").unlink(missing_ok=True)
     (folder / "progress.json").unlink(missing_ok=True)
     return record
@@ -82,5 +83,5 @@ def write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dic
 def write_failed(cell: Cell, folder: Path, error: dict[str, Any]) -> dict[str, Any]:
     """The record of a cell that did not get through; returns it."""
     record = _head_of_record(cell, "failed") | {"error": error}
-    write_atomic(folder / "cell.json", json.dumps(record, indent=1))
+    write_atomic(folder / "cell.json", dumps(record, indent=1))
     return record

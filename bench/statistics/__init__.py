@@ -36,4 +36,4 @@ def statistic(key: str) -> Statistic[Any]:
 
 def code_files(key: str) -> tuple[str, ...]:
     """The files (relative to ``bench/``) that its values come from."""
-    return ("statistics/base.py", "statistics/named.py", f"statistics/{STATISTICS[key][0]}.py")
+    return ("statistics/base.py", f"statistics/{STATISTICS[key][0]}.py")

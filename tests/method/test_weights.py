@@ -177,6 +177,16 @@ def test_spread_is_differentiable_in_its_values() -> None:
     assert values.grad.tolist() == list(w.layout.sizes)
 
 
+def test_normal_noise_is_drawn_on_the_cpu_wherever_the_weights_lie() -> None:
+    here, there = torch.zeros(7), torch.zeros(7, device="meta")  # which has no generator of its own
+    rngs = [np.random.default_rng(3) for _ in range(2)]
+    drawn, elsewhere = (Weights.of({"a": x}).normal(rng) for x, rng in zip((here, there), rngs, strict=True))
+    seed = int(np.random.default_rng(3).integers(2**62))
+    assert torch.equal(drawn.vector, torch.randn(7, generator=torch.Generator().manual_seed(seed)))
+    assert elsewhere.vector.device.type == "meta"
+    assert rngs[0].integers(2**62) == rngs[1].integers(2**62)
+
+
 def test_normal_is_a_function_of_the_generator() -> None:
     w = weights(dtype=torch.float32)
     rng = np.random.default_rng(3)

@@ -13,10 +13,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from bench.cli import cli
-from bench.common.paths import PROTOCOLS, ROOT
+from bench.common.paths import PROTOCOLS
 from bench.config.files import load_protocol
 from bench.config.schema import ProtocolConfig, SuiteConfig, TrainConfig
-from bench.plan import cell as identity
 from bench.plan.cell import Cell
 from bench.plan.grid import expand
 from bench.plan.standing import standings
@@ -65,13 +64,6 @@ def test_where_code_stands_and_what_it_is_called_from_is_in_no_hash(
     assert hashed(one="def f(x):\n    '''Doc.'''\n    from here import x as x\n    return x + 1\n", two=g) == first
     assert hashed(one=f.replace("+ 1", "+ 2"), two=g) != first
     code_of_modules.cache_clear()
-
-
-def test_the_loop_is_in_the_code_of_every_cell() -> None:
-    assert "run/cell.py" in identity.MERGING_CODE
-    assert "run/train.py" in identity.TRAINING_CODE
-    for name in (*identity.MERGING_CODE, *identity.TRAINING_CODE):
-        assert (ROOT / "bench" / name).exists(), name
 
 
 def test_a_tool_counts_for_the_plugins_that_import_it_and_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bench.common.cache import Store
+from bench.common.strict_json import dumps, strict
 from bench.config.schema import SuiteConfig
 from bench.plan.cell import Cell
 from bench.plan.grid import expand
@@ -189,10 +190,11 @@ def test_joint_has_only_its_last_row(tmp_path: Path) -> None:
     (cell,) = cells("joint")
     record = run_cell(cell, bench(tmp_path))
     assert record["counts"][:2] == [None, None]
-    row = metrics.row(record)
-    assert row["a_last"] > 50
-    assert row["avg_acc"] is None
-    assert row["forgetting"] is None
+    last = metrics.a_last(record["counts"])
+    assert last is not None
+    assert last > 50
+    assert metrics.avg_acc(record["counts"]) is None
+    assert metrics.forgetting(record["counts"]) is None
 
 
 def test_experts_rows_are_each_tasks_own_model(tmp_path: Path) -> None:
@@ -310,3 +312,43 @@ def test_a_plugin_that_writes_in_place_fails_alone_and_poisons_nothing(
     assert numbers(run_cell(good, together)) == clean  # in the same process
     (together.results / "runs" / good.id / "cell.json").unlink()
     assert numbers(run_cell(good, bench(together.results))) == clean  # and from its cache
+
+
+# ---- numbers that are none -----------------------------------------------------------------------------------------
+def test_a_logged_nan_is_null_in_a_record_that_strict_readers_take(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(
+        "from bench.method import Rule, rule\n@rule('noisy')\nclass Noisy(Rule):\n    def merge(self, task):\n"
+        "        task.log(alpha=float('nan'), far=float('-inf'), merge_steps=float('nan'), near=0.5)\n"
+        "        return task.trained\n"
+    )
+    suite = SuiteConfig(
+        key="t", protocol="embedded", datasets=["digits"], tasks=[2], methods=["noisy@pretrained"], seeds="1"
+    )
+    overrides = {"train.epochs": 1, "per_dataset": {}}
+    [cell], _ = expand(suite, Registry.load([tmp_path / "plugin.py"]), DATA, [], overrides)
+    record = run_cell(cell, bench(tmp_path))
+    assert record["tasks"][0]["scalars"] == {"alpha": None, "far": None, "merge_steps": None, "near": 0.5}
+    file = tmp_path / "runs" / cell.id / "cell.json"
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert json.loads(file.read_text(), parse_constant=refuse) == record
+    assert read_record(file) == record
+
+
+def test_every_float_of_a_record_is_finite_or_null() -> None:
+    tree = {"loss": [1.0, float("inf"), {"0": float("nan")}], "n": 3, "name": "NaN", "none": None, "pair": (1, 2.5)}
+    assert strict(tree) == {"loss": [1.0, None, {"0": None}], "n": 3, "name": "NaN", "none": None, "pair": [1, 2.5]}
+    assert "NaN" not in dumps(tree).replace('"NaN"', "")
+
+
+def test_an_older_record_with_a_bare_nan_is_read(tmp_path: Path) -> None:
+    [cell] = cells("finetune", n_tasks=2)
+    record = run_cell(cell, bench(tmp_path))
+    file = tmp_path / "runs" / cell.id / "cell.json"
+    record["tasks"][0]["scalars"]["alpha"] = float("nan")
+    file.write_text(json.dumps(record))
+    read = read_record(file)
+    assert read["status"] == "done"
+    assert read["tasks"][0]["scalars"]["alpha"] is None
