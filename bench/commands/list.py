@@ -13,14 +13,16 @@ from bench.commands.options import common
 
 
 @click.command(name="list")
-@click.argument("what", type=click.Choice(["methods", "trainers", "rules", "datasets", "protocols", "suites"]))
+@click.argument(
+    "what", type=click.Choice(["methods", "trainers", "rules", "datasets", "protocols", "suites", "columns"])
+)
 @click.option("--protocol", default="embedded", show_default=True, help="Whose tuned values methods are shown with.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @common
 def list_(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, what: str, protocol: str, as_json: bool
 ) -> None:
-    """List methods, trainers, rules, datasets, protocols or suites."""
+    """List methods, trainers, rules, datasets, protocols, suites, or the columns of tables."""
     from bench.commands.listing import listing
 
     rows = listing(what, protocol, data, plugins)

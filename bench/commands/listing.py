@@ -1,4 +1,4 @@
-"""What ``clmerge list`` prints: one dict a method, trainer, rule, dataset, protocol or suite. Torch-free."""
+"""What ``clmerge list`` prints: one dict a method, trainer, rule, dataset, protocol, suite or column. Torch-free."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ def listing(what: str, protocol: str, data: Path, plugins: tuple[Path, ...]) -> 
             {"key": path.stem, "title": load_protocol(str(path)).title, "source": source_of(path)}
             for path in yaml_files("protocols")
         ]
+    if what == "columns":
+        from bench.report.columns import COLUMNS
+
+        return [column.described() for column in COLUMNS]
     return [
         {"key": path.stem, "about": load_suite(str(path)).about, "source": source_of(path)}
         for path in yaml_files("suites")

@@ -61,6 +61,17 @@ class Column:
         """The heading over a narrow column."""
         return self.short or self.heading
 
+    def described(self) -> dict[str, Any]:
+        """For ``clmerge list columns``."""
+        return {
+            "key": self.key,
+            "heading": self.heading,
+            "unit": self.unit,
+            "better": self.better or "",
+            "shown": sorted(self.shown),
+            "about": self.about,
+        }
+
     def text(self, summary: Summary) -> str:
         """Mean ± sd as tables print it; a hyphen where undefined."""
         mean, sd = summary
@@ -174,9 +185,9 @@ COLUMNS: tuple[Column, ...] = (
           shown=_RESULTS),
     _cost("train_s_spent", "Training, spent (s)", _total("train_s_spent"), "what was not taken from the cache",
           unit="s", shown=_RESULTS),
-    _cost("merge_s", "Merging (s)", _total("merge_s"), unit="s", shown=_RESULTS),
-    _cost("eval_s", "Evaluation (s)", _total("eval_s"), unit="s", shown=_RESULTS),
-    _cost("wall_s", "Wall clock (s)", _total("wall_s"), unit="s", shown=_RESULTS),
+    _cost("merge_s", "Merging (s)", _total("merge_s"), "summed over tasks", unit="s", shown=_RESULTS),
+    _cost("eval_s", "Evaluation (s)", _total("eval_s"), "summed over tasks", unit="s", shown=_RESULTS),
+    _cost("wall_s", "Wall clock (s)", _total("wall_s"), "of the whole cell", unit="s", shown=_RESULTS),
     _cost("opt_steps", "Optimiser steps", _total("opt_steps"), "of training, and of merging where it takes any",
           digits=0, shown=_RESULTS),
     Column("digest", "Digest", lambda record: record.get("digest"), "of what was served last", kind="state",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,34 +83,12 @@ def verify(new_rows: Iterable[Row], published_rows: Iterable[Row], tolerance: fl
     lines: list[str] = []
     verdicts: list[bool] = []
     for group in sorted({*new, *published}, key=str):
-        name = _name(group)
         if group not in published or group not in new:
-            lines.append(f"{'not published' if group in new else 'not run here'}: {name}")
+            lines.append(f"{'not published' if group in new else 'not run here'}: {_name(group)}")
             continue
-        there = {_repeat(row): row["a_last"] for row in published[group] if _usable(row)}
-        fresh: list[float] = []
-        for row in new[group]:
-            order, run = repeat = _repeat(row)
-            where = f"{name}, class order {order}, run {run}"
-            if not _usable(row):
-                # A stale cell is another program's result: neither agreement nor contradiction.
-                broken = row["status"] != "stale" and repeat in there
-                lines.append(f"{'FAIL' if broken else 'not compared'}: {where}: {row['status']} here")
-                verdicts += [False] if broken else []
-            elif repeat in there:
-                difference = row["a_last"] - there[repeat]
-                agrees = abs(difference) <= tolerance
-                verdicts.append(agrees)
-                lines.append(
-                    f"{_word(agrees)}: {where}: {row['a_last']:.2f} here, {there[repeat]:.2f} published, "
-                    f"difference {difference:+.2f} (tolerance {tolerance:g})"
-                )
-            else:
-                fresh.append(row["a_last"])
-        if fresh:
-            inside, line = _predicted(fresh, list(there.values()))
-            verdicts += [] if inside is None else [inside]
-            lines.append(f"{_word(inside)}: {name}: {line}")
+        for verdict, line in _compared(_name(group), new[group], published[group], tolerance):
+            verdicts += [] if verdict is None else [verdict]
+            lines.append(line)
     failed = verdicts.count(False)
     lines.append(
         f"{len(verdicts)} comparisons, {failed} outside. The same cell may differ by {tolerance:g} points because "
@@ -120,6 +98,34 @@ def verify(new_rows: Iterable[Row], published_rows: Iterable[Row], tolerance: fl
         else "nothing could be compared: no method here has published repeats under the same dataset, T and protocol"
     )
     return Verification(lines, bool(verdicts) and not failed)
+
+
+def _compared(
+    name: str, rows: Iterable[Row], published: Iterable[Row], tolerance: float
+) -> Iterator[tuple[bool | None, str]]:
+    """A verdict (None: nothing to compare) and a line for each repeat of a method, and for the mean of new repeats."""
+    there = {_repeat(row): row["a_last"] for row in published if _usable(row)}
+    fresh: list[float] = []
+    for row in rows:
+        order, run = repeat = _repeat(row)
+        where = f"{name}, class order {order}, run {run}"
+        if not _usable(row):
+            # Another program's or another configuration's result: neither agreement nor contradiction.
+            broken = row["status"] not in ("stale", "outdated") and repeat in there
+            yield (False if broken else None), f"{'FAIL' if broken else 'not compared'}: {where}: {row['status']} here"
+        elif repeat in there:
+            difference = row["a_last"] - there[repeat]
+            agrees = abs(difference) <= tolerance
+            yield (
+                agrees,
+                f"{_word(agrees)}: {where}: {row['a_last']:.2f} here, {there[repeat]:.2f} published, "
+                f"difference {difference:+.2f} (tolerance {tolerance:g})",
+            )
+        else:
+            fresh.append(row["a_last"])
+    if fresh:
+        inside, line = _predicted(fresh, list(there.values()))
+        yield inside, f"{_word(inside)}: {name}: {line}"
 
 
 def prediction_interval(

@@ -181,22 +181,25 @@ def measure(
             key_of = (line.method, place.dataset.key, place.protocol.key, place.trainer or "", place.start or "")
             if key_of not in resolved:  # task counts and repeats share it
                 resolved[key_of] = for_method(registry, place.protocol, {}, line.method, place.start, place.trainer)
+                _refuse_images(resolved[key_of][0], line, where)
             method, protocol, request = resolved[key_of]
-            if any(spec.metadata["images"] for spec in method.rule.states().values()):
-                raise UserError(
-                    f"{where}: methods: {line.method!r} keeps images of past tasks, and such methods stand in "
-                    "tables of their own, with the bytes of them (clmerge report); leave it out"
-                )
             cells = [_cell(place, method, protocol, request, order, run) for order, run in repeats]
-            entries[-1].append(
-                RowAtPlace(line, place, method, cells, {c.id: rows[c.id] for c in cells if c.id in rows})
-            )
+            recorded = {cell.id: rows[cell.id] for cell in cells if cell.id in rows}
+            entries[-1].append(RowAtPlace(line, place, method, cells, recorded))
     measured = MeasuredTable(table, places, entries, {key: families[key] for key in (*table.beside, *table.below)})
     labels = [measured.label(i) for i in range(len(entries))]
     for i, label in enumerate(labels):
         if label in labels[:i]:
             raise UserError(f"{where}: methods: two rows are called {label!r}; give one of them a title")
     return measured
+
+
+def _refuse_images(method: Method, line: TableRow, where: str) -> None:
+    if any(spec.metadata["images"] for spec in method.rule.states().values()):
+        raise UserError(
+            f"{where}: methods: {line.method!r} keeps images of past tasks, and such methods stand in "
+            "tables of their own, with the bytes of them (clmerge report); leave it out"
+        )
 
 
 def _places(table: PaperTable, columns: StreamColumns, folders: list[Path]) -> list[Place]:
