@@ -16,7 +16,8 @@ def weights(subject: Subject) -> str | None:
     trainer, _ = subject.method.build()
     if type(trainer).weights is Trainer.weights:
         raise Skipped("the loss is taken at theta")
-    theta_0, theta = subject.worlds.lora.backbone.pretrained, subject.track().models[0].trained
+    theta_0, theta = subject.worlds.lora.backbone.pretrained.detach(), subject.track().models[0].trained
+    started = theta_0.digest()
     trainer.begin(theta_0)
     for at, where in ((theta_0, "at the start of a task"), (theta, "at theta*_1")):
         reached = theta_0.zeros()
@@ -31,8 +32,9 @@ def weights(subject: Subject) -> str | None:
             (point * point).sum().backward()
             if leaf.vector.grad is None or not bool(torch.isfinite(leaf.vector.grad).all()):
                 raise Failed(f"{where}: the gradient in theta is missing or not finite")
-            if leaf.digest() != at.digest():
-                raise Failed(f"{where}: theta was written into")
+            for name, given, bits in (("start", theta_0, started), ("theta", leaf, at.digest())):
+                if given.digest() != bits:
+                    raise Failed(f"{where}: {name} was written into")
             reached = reached + reached.map(lambda _, g=leaf.vector.grad: g.abs())  # type: ignore[misc]
         if not bool(reached.vector.any()):
             raise Failed(f"{where}: the gradient in theta is zero in 8 draws")

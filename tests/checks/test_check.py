@@ -349,3 +349,11 @@ def test_wrong_requests_exit_with_2_and_one_line(arguments: list[str], says: str
     assert told.exit_code == 2
     assert says in told.output
     assert len(told.output.splitlines()) == 1
+
+
+def test_a_trainer_that_writes_into_the_start_is_named(failures: Check) -> None:
+    found = failures(
+        "from bench.method import Trainer, trainer\n@trainer('pull')\nclass Pull(Trainer):\n"
+        "    def weights(self, theta, start, rng):\n        start.vector.data.mul_(1.001)\n        return theta\n"
+    )
+    assert "start was written into" in found["weights"].reason

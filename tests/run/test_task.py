@@ -162,6 +162,15 @@ def test_an_unknown_kind_is_an_error_and_nothing_is_kept(task: LiveTask) -> None
             task.fisher("hessian")
 
 
+def test_a_plugin_that_writes_into_a_statistic_spoils_it_for_nobody_else(task: LiveTask) -> None:
+    for ask in (lambda t: t.fisher().vector, lambda t: next(iter(t.gram(20).values())).sum):
+        for enabled in (True, False):
+            task.store = Store(task.store.root, enabled=enabled)
+            before = ask(task).clone()
+            ask(task).data.zero_()
+            assert torch.equal(ask(task), before)
+
+
 # ---- live: heads ---------------------------------------------------------------------------------------------------
 def test_the_head_of_any_task_seen_by_its_number(task: LiveTask, stream: Stream) -> None:
     x = stream.train_images[:6]
