@@ -12,6 +12,7 @@ from bench.config.files import load_dataset_config, load_protocol, load_suite, y
 from bench.data.dataset import availability
 from bench.method import Plugin, Rule, Trainer
 from bench.registry import Registry, plugin_places
+from bench.registry.resolve import look_up
 
 Row = dict[str, Any]
 
@@ -59,16 +60,15 @@ def _methods(registry: Registry, protocol: str) -> list[Row]:
         try:
             rows.append({**registry.resolve(named.key, tuned).describe(), "source": source})
         except UserError:  # a required option that this protocol has no value for: listed all the same
-            part, _, start = named.spelling.partition(":")[0].partition("@")
-            trainer, _, rule = part.rpartition("+")
-            kinds = registry.trainers[trainer or "plain"], registry.rules[rule]
+            asked = look_up(registry, named.spelling, named.key)
+            trainer, rule = asked.trainer, asked.rule
             rows.append(
                 {
                     "key": named.key, "title": named.title, "paper": named.paper, "status": named.status,
-                    "about": named.about, "variant": named.spelling, "trainer": {"key": trainer or "plain"},
-                    "rule": {"key": rule}, "start": start,
-                    "state": [f"trainer.{n}" for n in kinds[0].states()] + [f"rule.{n}" for n in kinds[1].states()],
-                    "data": {"training": kinds[0].data, "merging": kinds[1].data}, "source": source,
+                    "about": named.about, "variant": named.spelling, "trainer": {"key": trainer.key},
+                    "rule": {"key": rule.key}, "start": asked.start,
+                    "state": [f"trainer.{n}" for n in trainer.states()] + [f"rule.{n}" for n in rule.states()],
+                    "data": {"training": trainer.data, "merging": rule.data}, "source": source,
                 }
             )  # fmt: skip
     return rows

@@ -62,7 +62,7 @@ def tune(
     suite = check(asked, SuiteConfig, "command line")
     wanted = read_yaml(space, SpaceConfig) if space else SpaceConfig()
     searches = plan_searches(suite, trials, wanted, registry, data, folders)
-    cells = {cell.id: cell for search in searches for trial in search.trials for cell in trial.cells}
+    cells = {cell.id: cell for search in searches for point in search.points for cell in point.cells}
     if not cells:
         raise UserError("--methods: none of these has anything to tune; name others, or give --space")
     suite = suite.model_copy(update={"tasks": sorted({cell.n_tasks for cell in cells.values()})})

@@ -31,7 +31,7 @@ from bench.method.weights import Layout, Weights
 from bench.offline.checkpoints import File, PeftLoRA, Source, open_source
 from bench.registry import Registry
 from bench.registry.resolved import Method
-from bench.registry.spelling import SPELLING
+from bench.registry.spelling import parse
 from bench.statistics import statistic
 from bench.statistics.named import check_covers, laid_out
 
@@ -343,13 +343,12 @@ def said(key: str) -> str:
 
 
 def _asked(spelling: str, start: Start | None, registry: Registry) -> Method:
-    match = SPELLING.fullmatch(spelling)
-    spelled = cast(Start | None, match["start"] if match else None)
-    if match and match["head"] is not None:
+    written = parse(spelling, "method")
+    if written.head is not None:
         raise UserError(
-            f"method: {spelling!r}: weights are merged here, and nothing is classified; leave /{match['head']} out"
+            f"method: {spelling!r}: weights are merged here, and nothing is classified; leave /{written.head} out"
         )
-    return registry.resolve_rule(spelling, start or spelled or "pretrained", Trainer, where="method")
+    return registry.resolve_rule(spelling, start or written.start or "pretrained", Trainer, where="method")
 
 
 def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:

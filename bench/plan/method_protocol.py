@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from bench.config.schema import ProtocolConfig, check
 from bench.method import Start
 from bench.registry import Registry
 from bench.registry.resolved import Method
+from bench.registry.spelling import parse, spell
 
 Tuned = dict[str, dict[str, Any]]
 
@@ -72,11 +74,9 @@ def _names_of(
 ) -> Iterator[str]:
     """Under which names a method's entry is looked up; a head does not change how it is trained."""
     yield method.key
-    parts, colon, options = spelling.partition(":")
-    headless = parts.partition("/")[0]
-    yield registry.resolve(headless + colon + options, tuned, start, trainer=trainer).key
-    name = headless.partition("@")[0]
-    if name in registry.methods:
-        named = registry.resolve(name + colon + options, tuned)
+    headless = dataclasses.replace(parse(spelling), head=None)
+    yield registry.resolve(spell(headless), tuned, start, trainer=trainer).key
+    if headless.trainer is None and headless.name in registry.methods:
+        named = registry.resolve(spell(dataclasses.replace(headless, start=None)), tuned)
         if (named.trainer, named.rule, named.start) == (method.trainer, method.rule, method.start):
-            yield name
+            yield headless.name

@@ -6,6 +6,7 @@ so that methods that share an axis (the learning rate) see the same values of it
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from bench.records import metrics
 from bench.records.record import read_record
 from bench.registry import Registry
 from bench.registry.resolved import Method
+from bench.registry.spelling import parse, spell
 
 LR = "train.lr"
 LR_SPAN = (0.1, 3.0)  #: times the protocol's: merging and sequential training differ by so much in their best rate
@@ -53,19 +55,19 @@ class SpaceConfig(Section):
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One point, on every stream that is tuned on."""
+class Point:
+    """One point of the search, on every stream that is tuned on."""
 
-    values: dict[str, Any]  #: by axis; none in trial 0
+    values: dict[str, Any]  #: by axis; none at the first
     cells: list[Cell]
 
 
 @dataclass(frozen=True)
 class Search:
-    """The trials of one method; none where it has nothing to tune."""
+    """The points of one method; none where it has nothing to tune."""
 
     name: str  #: its entry in ``per_method``
-    trials: list[Trial]
+    points: list[Point]
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,16 @@ def plan_searches(
             registry.resolve(name, protocol.tuned, where="--space: methods")
     searches: dict[str, Search] = {}
     for spelling in suite.methods:
-        method = registry.resolve(spelling, protocol.tuned)
+        method, written = registry.resolve(spelling, protocol.tuned), parse(spelling)
         axes = axes_of(method, spelling, protocol, space)
-        found = []
+        at: list[Point] = []
         for values in points(axes, trials) if axes else []:
             fields = {name: value for name, value in values.items() if _is_field(name)}
-            options = [f"{name}={value}" for name, value in values.items() if not _is_field(name)]
-            spelled = spelling + (("," if ":" in spelling else ":") + ",".join(options) if options else "")
+            options = {name: str(value) for name, value in values.items() if not _is_field(name)}
+            spelled = spell(dataclasses.replace(written, options={**written.options, **options}))
             cells, _ = expand(suite.model_copy(update={"methods": [spelled]}), registry, data, folders, fields)
-            found.append(Trial(values, cells))
-        searches.setdefault(method.key, Search(method.key, found))
+            at.append(Point(values, cells))
+        searches.setdefault(method.key, Search(method.key, at))
     return list(searches.values())
 
 
@@ -136,8 +138,8 @@ def axes_of(method: Method, spelling: str, protocol: ProtocolConfig, space: Spac
                 axis = Range(low=search[0], high=search[1]) if isinstance(search, tuple) else search
                 declared[f"{side}.{name}" if name in both else name] = axis
     declared |= space.methods.get(method.key, {})
-    typed = {pair.partition("=")[0].strip() for pair in spelling.partition(":")[2].split(",")}
-    axes = {name: axis for name, axis in declared.items() if axis is not None and name not in typed}
+    spelled = parse(spelling).options
+    axes = {name: axis for name, axis in declared.items() if axis is not None and name not in spelled}
     for name, axis in axes.items():
         where = f"--space: {method.key}: {name}"
         if _is_field(name):
@@ -175,18 +177,18 @@ def _is_field(name: str) -> bool:
 
 def choose(search: Search, results: Path) -> Choice:
     """The trial of the best mean A_last; of equal ones the first. A failed trial counts as spent."""
-    scores = [_score(trial, results) for trial in search.trials]
+    scores = [_score(point, results) for point in search.points]
     best: int | None = None
     for i, score in enumerate(scores):
         if score is not None and (best is None or score > (scores[best] or 0.0)):
             best = i
     if best is None:
         return Choice(search.name, None, None, None, len(scores))
-    return Choice(search.name, search.trials[best].values, scores[best], scores[0], len(scores))
+    return Choice(search.name, search.points[best].values, scores[best], scores[0], len(scores))
 
 
-def _score(trial: Trial, results: Path) -> float | None:
-    records = [read_record(results / "runs" / cell.id / "cell.json") for cell in trial.cells]
+def _score(point: Point, results: Path) -> float | None:
+    records = [read_record(results / "runs" / cell.id / "cell.json") for cell in point.cells]
     values = [metrics.a_last(record["counts"]) if record["status"] == "done" else None for record in records]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None

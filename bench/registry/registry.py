@@ -7,7 +7,6 @@ and ``:fields`` to override it: ``pm``, ``pm:eps=0.3``, ``average@merged``, ``pe
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.util
 import os
@@ -19,13 +18,12 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, cast
 
-from bench.common.errors import UserError, unknown
+from bench.common.errors import UserError
 from bench.common.installed import entry_points, leave_out, package_of
 from bench.common.paths import METHODS
-from bench.config.schema import HeadKind
-from bench.method import START, NamedMethod, Plugin, Rule, Start, Trainer, take_declared
-from bench.registry.resolved import Method, check_options
-from bench.registry.spelling import HEADS, SPELLING, Spelled
+from bench.method import NamedMethod, Plugin, Rule, Start, Trainer, take_declared
+from bench.registry.resolve import look_up, resolve, resolve_rule
+from bench.registry.resolved import Method
 
 _of_entry_points: dict[str, list[type[Plugin] | NamedMethod]] = {}
 
@@ -42,9 +40,14 @@ class Registry:
     sources: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, extra: Iterable[str | Path] = ()) -> Registry:
+    def load(cls, extra: Iterable[str | Path] = (), check_names: bool = True) -> Registry:
         """Execute the plugin files of ``methods/``, ``CLMERGE_PLUGINS``, ``extra`` (folders or files) and the modules
         that installed packages name as ``clmerge.plugins``. A package whose module raises is left out, and said so.
+
+        Args:
+            extra: more plugin folders and files.
+            check_names: whether to look up what every named method stands for; a worker, which is given methods that
+                are resolved already, has no need of it.
 
         Raises:
             UserError: a folder is missing, a file raises (file and line are named), or a name is taken.
@@ -56,8 +59,8 @@ class Registry:
                 registry._execute(file)
         for entry in entry_points("plugins"):
             registry._add(_declared_by(entry), package_of(entry))
-        for named in registry.methods.values():
-            registry._parse(named.spelling, f"method {named.key!r}")  # a wrong spelling is found at load, not at use
+        for named in registry.methods.values() if check_names else ():
+            look_up(registry, named.spelling, f"method {named.key!r}")  # a wrong spelling is found at load, not at use
         return registry
 
     def _execute(self, file: Path) -> None:
@@ -92,35 +95,6 @@ class Registry:
             table[thing.key] = thing
             self.sources[kind, thing.key] = source
 
-    # ---- the grammar -------------------------------------------------------------------------------------------
-    def _parse(self, spelling: str, where: str) -> Spelled:
-        """The spelling with what a named method stands for put in."""
-        match = SPELLING.fullmatch(spelling)
-        if match is None:
-            raise UserError(f"{where}: {spelling!r} is not [trainer+]rule[@start][/head][:field=value,...]")
-        name, start, head = match["name"], match["start"], cast(HeadKind | None, match["head"])
-        if start is not None and start not in START:
-            raise unknown("start", start, START, f"{where}: {spelling!r}")
-        if head is not None and head not in HEADS:
-            raise unknown("head", head, HEADS, f"{where}: {spelling!r}")
-        options: dict[str, str] = {}
-        for pair in filter(None, (match["options"] or "").split(",")):
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise UserError(f"{where}: {spelling!r}: {pair!r} is not field=value")
-            options[key.strip()] = value.strip()
-        if match["trainer"] is None and name in self.methods:
-            base = self.methods[name]
-            of = self._parse(base.spelling, where)
-            return Spelled(of.trainer, of.rule, start or of.start, head or of.head, {**of.options, **options})
-        trainer = match["trainer"] or "plain"
-        if trainer not in self.trainers:
-            raise unknown("trainer", trainer, self.trainers, f"{where}: {spelling!r}")
-        if name not in self.rules:
-            known = self.rules if match["trainer"] else {**self.rules, **self.methods}
-            raise unknown("rule" if match["trainer"] else "method", name, known, where)
-        return Spelled(trainer, name, start, head, options)
-
     def resolve(
         self,
         spelling: str,
@@ -146,45 +120,7 @@ class Registry:
         Raises:
             UserError: an unknown name, option, or start; a value of the wrong type or out of range; no start.
         """
-        parts = self._parse(spelling, where)
-        learner, rule, own = self.trainers[parts.trainer], self.rules[parts.rule], own or {}
-        typed = {pair.partition("=")[0].strip() for pair in spelling.partition(":")[2].split(",")}
-        named_texts = {name: text for name, text in parts.options.items() if name not in typed}
-        texts = {**named_texts, **own, **{name: text for name, text in parts.options.items() if name in typed}}
-        if trainer not in (None, parts.trainer) and learner.data == "current" and learner.adapt:
-            if trainer not in self.trainers:
-                raise unknown("trainer", trainer, self.trainers, where)
-            gone = {name for name in texts if name.startswith("trainer.")} | learner.options().keys() - rule.options()
-            texts = {f"rule.{n.removeprefix('rule.')}": text for n, text in texts.items() if n not in gone}
-            learner = self.trainers[trainer]
-        chosen = cast(Start | None, start or parts.start)
-        if learner.data == "seen" or not learner.adapt:
-            chosen = "pretrained"  # nothing is carried on from the task before, so there is nothing to choose
-        if chosen is None:
-            name, slash, head = spelling.split(":")[0].partition("/")
-            ways = ", ".join(f"{name}@{s}{slash}{head}" for s in START)
-            raise UserError(f"{where}: {spelling!r} does not say where training starts; write one of {ways}")
-        values: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        for values_of, cls in zip(values, (learner, rule), strict=True):
-            values_of.update({**cls.at_start.get(chosen, {}), **(tuned or {}).get(cls.key, {})})
-        pinned = frozenset(values[0]) | frozenset(values[1])
-        for name, text in texts.items():
-            prefix, _, bare = name.rpartition(".")
-            sides = {"trainer": (learner, values[0]), "rule": (rule, values[1])}
-            if prefix and prefix not in sides:
-                raise UserError(f"{where}: {spelling!r}: write trainer.{bare} or rule.{bare}, not {name!r}")
-            owners = [side for side in ([prefix] if prefix else sides) if bare in sides[side][0].options()]
-            if not owners:
-                raise unknown("option", bare, {**learner.options(), **rule.options()}, f"{where}: {spelling!r}")
-            if len(owners) == 2:
-                raise UserError(f"{where}: {spelling!r}: both parts have {bare!r}; write trainer.{bare} or rule.{bare}")
-            sides[owners[0]][1][bare] = text
-        trainer_options = check_options(learner, values[0], f"{where}: {spelling!r}")
-        rule_options = check_options(rule, values[1], f"{where}: {spelling!r}")
-        found = Method("", None, learner, rule, chosen, trainer_options, rule_options, pinned, parts.head)
-        named = self._name_of(found, tuned, own)
-        key = named.key if named else found.variant.removeprefix("plain+")
-        return dataclasses.replace(found, key=key, named=named)
+        return resolve(self, spelling, tuned, start, where, trainer, own)
 
     def resolve_rule(
         self, spelling: str, start: Start, trainer: type[Trainer] = Trainer, where: str = "methods"
@@ -194,45 +130,7 @@ class Registry:
         Raises:
             UserError: an unknown name, another start than theirs, an option that is not the rule's, a wrong value.
         """
-        _, rule_key, _, head, texts = self._parse(spelling, where)
-        match = SPELLING.fullmatch(spelling)
-        asked = match["start"] if match else None
-        if asked not in (None, start):
-            raise UserError(f"{where}: {spelling!r}: these models began at start {start!r}; leave @{asked} out")
-        rule = self.rules[rule_key]
-        typed = {pair.partition("=")[0].strip() for pair in ((match and match["options"]) or "").split(",")}
-        own = {name.removeprefix("rule."): text for name, text in texts.items()}
-        for name in own:
-            if name not in rule.options() and name in typed:
-                raise unknown(f"option of {rule_key!r}", name, rule.options(), f"{where}: {spelling!r}")
-        at_start = rule.at_start.get(start, {})
-        given = {**at_start, **{name: text for name, text in own.items() if name in rule.options()}}
-        options = check_options(rule, given, f"{where}: {spelling!r}")
-        found = Method("", None, trainer, rule, start, {}, options, frozenset(at_start), head)
-        return dataclasses.replace(found, key=found.variant)
-
-    def _name_of(
-        self, method: Method, tuned: Mapping[str, Mapping[str, Any]] | None, own: Mapping[str, Any]
-    ) -> NamedMethod | None:
-        for named in self.methods.values():
-            *parts, texts = self._parse(named.spelling, named.key)
-            if parts != [method.trainer.key, method.rule.key, method.start, method.head]:
-                continue
-            sides: dict[str, dict[str, Any]] = {"trainer": {}, "rule": {}}
-            for (side, values), cls in zip(sides.items(), (method.trainer, method.rule), strict=True):
-                values.update({**cls.at_start.get(method.start, {}), **(tuned or {}).get(cls.key, {})})
-                bare = {name.removeprefix(f"{side}."): value for name, value in {**texts, **own}.items()}
-                values.update({name: value for name, value in bare.items() if name in cls.options()})
-            try:
-                pair = (
-                    check_options(method.trainer, sides["trainer"], ""),
-                    check_options(method.rule, sides["rule"], ""),
-                )
-            except UserError:
-                continue  # a named method whose required option has no value here is nobody's name
-            if pair == (method.trainer_options, method.rule_options):
-                return named
-        return None
+        return resolve_rule(self, spelling, start, trainer, where)
 
 
 def _declared_by(entry: EntryPoint) -> list[type[Plugin] | NamedMethod]:
@@ -261,6 +159,8 @@ def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:
         path = Path(text).expanduser().resolve()
         if not path.exists():
             raise UserError(f"{origin}: no plugin folder or file {path}")
+        if path.is_file() and path.suffix != ".py":
+            raise UserError(f"{origin}: {path} is no Python file; name a .py file, or a folder of such files")
         if path not in places:
             places.append(path)
     return places

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import lru_cache
+from typing import Annotated, Any, Protocol
 
 import pydantic
 
 from bench.common.errors import UserError, unknown
 from bench.config.schema import HeadKind
 from bench.method import NamedMethod, Plugin, Rule, Start, Trainer
+
+
+class Plugins(Protocol):
+    """Where plugin classes are found by their keys: :class:`bench.registry.Registry`."""
+
+    trainers: dict[str, type[Trainer]]
+    rules: dict[str, type[Rule]]
+    methods: dict[str, NamedMethod]
 
 
 @dataclass(frozen=True)
@@ -32,18 +41,18 @@ class Method:
     @property
     def variant(self) -> str:
         """The full spelling, options printed where they may differ from the class's default."""
-        both = self.trainer_options.keys() & self.rule_options.keys()  # these need their part's name to be read back
-        told = [
-            f"{f'{part}.' * (name in both)}{name}={_spell(value)}"
-            for part, cls, options in (
-                ("trainer", self.trainer, self.trainer_options),
-                ("rule", self.rule, self.rule_options),
-            )
-            for name, value in options.items()
-            if value != cls.options()[name].default or name in self.pinned
-        ]
+        options = ",".join(f"{name}={_spell(value)}" for name, value in self._printed())
         head = f"/{self.head}" if self.head else ""
-        return f"{self.trainer.key}+{self.rule.key}@{self.start}{head}" + (":" + ",".join(told) if told else "")
+        return f"{self.trainer.key}+{self.rule.key}@{self.start}{head}" + (f":{options}" if options else "")
+
+    def _printed(self) -> Iterator[tuple[str, Any]]:
+        """The options that may differ from their class's default, under names that can be read back."""
+        both = self.trainer_options.keys() & self.rule_options.keys()
+        sides = (("trainer", self.trainer, self.trainer_options), ("rule", self.rule, self.rule_options))
+        for side, cls, options in sides:
+            for name, value in options.items():
+                if value != cls.options()[name].default or name in self.pinned:
+                    yield (f"{side}.{name}" if name in both else name), value
 
     @property
     def title(self) -> str:
@@ -79,6 +88,43 @@ class Method:
             "start": self.start,
             **({"head": self.head} if self.head else {}),
         }
+
+    def as_json(self) -> dict[str, Any]:
+        """The method for another process (JSON-able): keys of plugins, and options that have their values already."""
+        return {
+            "key": self.key,
+            "named": self.named.key if self.named else None,
+            "trainer": self.trainer.key,
+            "rule": self.rule.key,
+            "start": self.start,
+            "trainer_options": self.trainer_options,
+            "rule_options": self.rule_options,
+            "pinned": sorted(self.pinned),
+            "head": self.head,
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any], plugins: Plugins, where: str) -> Method:
+        """The method of :meth:`as_json`; no spelling is read.
+
+        Raises:
+            UserError: a plugin is not there any more, or an option is not what its class takes any more.
+        """
+        trainer, rule = told["trainer"], told["rule"]
+        for kind, key, known in (("trainer", trainer, plugins.trainers), ("rule", rule, plugins.rules)):
+            if key not in known:
+                raise unknown(kind, key, known, where)
+        return cls(
+            key=told["key"],
+            named=plugins.methods.get(told["named"]),
+            trainer=plugins.trainers[trainer],
+            rule=plugins.rules[rule],
+            start=told["start"],
+            trainer_options=check_options(plugins.trainers[trainer], told["trainer_options"], where),
+            rule_options=check_options(plugins.rules[rule], told["rule_options"], where),
+            pinned=frozenset(told["pinned"]),
+            head=told["head"],
+        )
 
     def describe(self) -> dict[str, Any]:
         """The row of ``clmerge list methods --json`` and the ``method`` block of a record."""
@@ -131,6 +177,7 @@ def check_options(cls: type[Plugin], given: Mapping[str, Any], where: str) -> di
     return values
 
 
+@lru_cache(maxsize=4096)
 def _adapter(cls: type[Plugin], name: str) -> pydantic.TypeAdapter[Any]:
     spec = cls.options()[name]
     hint = spec.type

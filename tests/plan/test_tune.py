@@ -111,7 +111,7 @@ def test_a_wrong_space_is_told_before_anything_runs(space: dict, told: str) -> N
 
 # ---- trials --------------------------------------------------------------------------------------------------------
 def test_every_method_has_the_same_number_of_trials_on_validation_streams() -> None:
-    found = {search.name: search.trials for search in searches_of(["finetune", "ewc", "linear_probe"])}
+    found = {search.name: search.points for search in searches_of(["finetune", "ewc", "linear_probe"])}
     assert {name: len(trials) for name, trials in found.items()} == {"finetune": 4, "ewc": 4, "linear_probe": 0}
     for trials in found.values():
         assert len({cell.id for trial in trials for cell in trial.cells}) == 2 * len(trials)
@@ -133,7 +133,7 @@ def test_every_method_has_the_same_number_of_trials_on_validation_streams() -> N
 def test_the_best_finished_trial_wins_and_ties_go_to_the_earlier(tmp_path: Path) -> None:
     def scored(levels: list[list[float | None]]) -> object:
         (search,) = searches_of(["finetune"], len(levels))
-        for trial, scores in zip(search.trials, levels, strict=True):
+        for trial, scores in zip(search.points, levels, strict=True):
             for cell, level in zip(trial.cells, scores, strict=True):
                 folder = tmp_path / "runs" / cell.id
                 folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def test_the_best_finished_trial_wins_and_ties_go_to_the_earlier(tmp_path: Path)
 
     best = scored([[50, 60], [70, 70], [90, None], [70, 70]])
     assert (best.score, best.default, best.spent) == (70, 55, 4)
-    assert best.values == searches_of(["finetune"], 4)[0].trials[1].values
+    assert best.values == searches_of(["finetune"], 4)[0].points[1].values
     assert scored([[70, 70], [70, 70]]).values == {}
     assert scored([[None, 70], [10, 10]]).score == 10
     lost = scored([[None, None], [None, None]])
