@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def landscape(
 
     for cell in cells:
         check_cell(cell)
-        cell.request["keep_weights"] = True
+    cells = [dataclasses.replace(cell, keep_weights=True) for cell in cells]
     plan = make_plan(cells, blocked, results, data, Store(results / "cache", options["use_cache"]), options["rerun"])
     if set(plan.stale) - {cell.id for cell in plan.to_run}:
         click.echo("note: some weights were kept by other code than today's; --rerun stale runs them again", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -42,7 +43,7 @@ def _planned(
     for cell in cells if keep_weights else []:
         if cell.method.trainer.data == "seen":
             raise UserError(f"--keep-weights: {cell.method.key!r} has no task models to keep; leave it out")
-        cell.request["keep_weights"] = True
+    cells = [dataclasses.replace(cell, keep_weights=keep_weights) for cell in cells]
     store = Store(results / "cache", options["use_cache"])
     return make_plan(cells, blocked, results, data, store, options["rerun"]), suite
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
@@ -67,6 +68,26 @@ def named_file(name: str, files: Iterable[Path], what: str, where: str) -> Path:
 OF_ITSELF = ("key", "base", "inferred", "tuning", "variant_of")
 
 
+_PROTOCOLS: dict[str, ProtocolConfig] = {}  #: those of this process, by their JSON
+
+
+def protocol_of(data: dict[str, Any], where: str) -> ProtocolConfig:
+    """``data`` as a protocol, which equal data share: it is checked once in a process.
+
+    Raises:
+        UserError: naming ``where`` and the key.
+    """
+    try:
+        text = json.dumps(data, sort_keys=True, default=str)
+    except TypeError:  # keys of several types, which no protocol has
+        return check(data, ProtocolConfig, where)
+    if text not in _PROTOCOLS:
+        protocol = check(data, ProtocolConfig, where)
+        whole = json.dumps(protocol.model_dump(mode="json"), sort_keys=True)  # with the defaults that data leaves out
+        _PROTOCOLS[text] = _PROTOCOLS.setdefault(whole, protocol)
+    return _PROTOCOLS[text]
+
+
 def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> ProtocolConfig:
     """A preset by name or a YAML file by path, over its ``base``, with ``{"train.epochs": 3}``-like overrides.
 
@@ -78,7 +99,7 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
     """
     path, where = named_file(name, yaml_files("protocols"), "protocol", "protocol"), "--protocol-set"
     data = _inherited(path, [])
-    plain = check(data, ProtocolConfig, str(path))
+    plain = protocol_of(data, str(path))
     if not overrides:
         return plain
     for key in overrides:
@@ -86,12 +107,10 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
         if key in OF_ITSELF:
             raise UserError(f"{where}: {key}: write a protocol file of your own (base: {name}) to change it")
     changing = [
-        key
-        for key, value in sorted(overrides.items())
-        if check(_overridden(data, {key: value}), ProtocolConfig, where) != plain
+        key for key, value in sorted(overrides.items()) if protocol_of(_overridden(data, {key: value}), where) != plain
     ]
     data = _overridden(data, overrides)
-    protocol = check(data, ProtocolConfig, where)
+    protocol = protocol_of(data, where)
     told = [f"{key}={_spelled(value_at(protocol.model_dump(mode='json'), key))}" for key in changing]
     _check_entries(data, where)
     for key in overrides:
@@ -142,7 +161,7 @@ def _inherited(path: Path, above: list[Path]) -> dict[str, Any]:
         own = {"title", "about", "key", "base", "tuning"}
         data = merged({key: value for key, value in inherited.items() if key not in own}, data)
     data = {"key": path.stem, **data}
-    protocol = check(data, ProtocolConfig, str(path))
+    protocol = protocol_of(data, str(path))
     for dotted in protocol.inferred:
         check_key(ProtocolConfig, dotted, f"{path}: inferred")
     _check_entries(data, str(path))
@@ -175,7 +194,7 @@ def beside_presets(name: str) -> Path:
 def for_dataset(protocol: ProtocolConfig, dataset: str) -> ProtocolConfig:
     """The protocol with its overrides for one dataset applied."""
     data = {**merged(protocol.model_dump(), protocol.per_dataset.get(dataset, {})), "per_dataset": {}}
-    return check(data, ProtocolConfig, f"protocol {protocol.key}: per_dataset.{dataset}")
+    return protocol_of(data, f"protocol {protocol.key}: per_dataset.{dataset}")
 
 
 def shown_image(protocol: ProtocolConfig, dataset: DatasetConfig) -> ImageConfig:

@@ -69,7 +69,7 @@ def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Out
         "job": job,
     }
     specs = [
-        {"cells": [c.request for c in trial], "before": {c.id: before[c.id] for c in trial}, **common}
+        {"cells": [c.as_json() for c in trial], "before": {c.id: before[c.id] for c in trial}, **common}
         for trial in trials
     ]
     display = Display(cells, execution.results, job, before, execution.quiet)

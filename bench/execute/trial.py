@@ -49,31 +49,29 @@ def run_trial(spec: dict[str, Any]) -> None:
     command on the same grid or a worker that outlived its command; cells that are locked are left for the end.
 
     Args:
-        spec: JSON-able. ``cells`` (requests, see :func:`bench.plan.grid.cell_of`), ``before`` (cell id to the
+        spec: JSON-able. ``cells`` (see :meth:`bench.plan.cell.Cell.as_json`), ``before`` (cell id to the
             :func:`stamp` of its record when it was planned), ``results``, ``data``, ``plugins`` (absolute paths),
             ``use_cache``, ``gpu`` (whether it may be used), ``job`` (one id for every trial of a command).
 
     Raises:
-        UserError: a plugin, protocol or dataset file changed for the worse since it was planned.
-        KeyError: such a change made another cell out of one.
+        UserError: a plugin file or a file of weights has changed since it was planned.
         OSError: the results folder cannot be written.
     """
     import torch
     from filelock import FileLock, Timeout
 
     from bench.common.cache import Store
-    from bench.plan.grid import cell_of
+    from bench.plan.replayed import cell_from_json
     from bench.registry import Registry
     from bench.run.cell import run_cell
     from bench.run.workbench import Workbench
 
     plugins = [Path(place) for place in spec["plugins"]]
-    folders = [place for place in plugins if place.is_dir()]
-    registry = Registry.load(plugins)
+    registry = Registry.load(plugins, check_names=False)
     results = Path(spec["results"])
     device = "cuda" if spec["gpu"] and torch.cuda.is_available() else "cpu"
     workbench = Workbench(results, Path(spec["data"]), Store(results / "cache", spec["use_cache"]), device)
-    todo = [cell_of(request, registry, folders, Path(spec["data"])) for request in spec["cells"]]
+    todo = [cell_from_json(told, registry) for told in spec["cells"]]
     forever = -1
     for patience in (0, forever):
         locked = []

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+from typing_extensions import Self
+
 from bench.common.cache import key_of
 from bench.common.errors import UserError
-from bench.config.schema import DatasetConfig, ProtocolConfig, Section
+from bench.config.files import protocol_of
+from bench.config.schema import DatasetConfig, ProtocolConfig, Section, check
 from bench.data.dataset import prepared_key
 from bench.data.scenario import Cut, Scenario, scenario_of
 from bench.method import Plugin, Trainer
@@ -20,6 +24,7 @@ from bench.method.chain import begins
 from bench.model.class_rows import rows_digest
 from bench.model.pretrained_files import weights_digest
 from bench.plan.hashed_code import MERGING_CODE, TRAINING_CODE
+from bench.registry import Registry
 from bench.registry.code_hash import code_of_class, code_of_modules
 from bench.registry.resolved import Method
 from bench.statistics import STATISTICS, code_files
@@ -58,8 +63,9 @@ class Cell:
     class_order_seed: int
     run_seed: int
     eval_split: str
-    request: dict[str, Any] = field(compare=False)  #: how to make this cell again in another process (JSON-able)
+    request: dict[str, Any] = field(compare=False)  #: the words that asked for this cell (JSON-able)
     data_digest: str | None = field(default=None, compare=False)  #: of the prepared arrays; None: not prepared yet
+    keep_weights: bool = field(default=False, compare=False)  #: write every task's weights beside the record
 
     @cached_property
     def id(self) -> str:
@@ -84,6 +90,49 @@ class Cell:
         protocol = self.protocol.variant_of or self.protocol.key
         seeds = f"c{self.class_order_seed}-r{self.run_seed}"
         return f"{self.dataset.key}-T{self.n_tasks}-{protocol}{split}-{method}-{seeds}-{identity[:10]}"
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that makes this cell, with no name left to look up but those of plugins (JSON-able)."""
+        return {
+            "id": self.id,
+            "dataset": self.dataset.model_dump(mode="json"),
+            "n_tasks": self.n_tasks,
+            "protocol": self.protocol.model_dump(mode="json"),
+            "method": self.method.as_json(),
+            "class_order_seed": self.class_order_seed,
+            "run_seed": self.run_seed,
+            "eval_split": self.eval_split,
+            "keep_weights": self.keep_weights,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The cell for another process, see :meth:`from_json`."""
+        return self.resolved() | {"request": self.request, "data_digest": self.data_digest}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any], registry: Registry) -> Self:
+        """The cell of :meth:`as_json`: nothing that was asked for is read a second time.
+
+        Raises:
+            UserError: a plugin, or a file that the cell's name stands for, is not what it was when it was planned.
+        """
+        cell = cls(**cls._fields(told, registry))
+        if cell.id != told["id"]:
+            raise UserError(
+                f"cell {told['id']}: a plugin or a file of weights has changed since it was planned; start again"
+            )
+        return cell
+
+    @classmethod
+    def _fields(cls, told: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+        """The arguments of the class."""
+        where = f"cell {told['id']}"
+        same = ("n_tasks", "class_order_seed", "run_seed", "eval_split", "keep_weights", "request", "data_digest")
+        return {name: told[name] for name in same} | {
+            "dataset": check(told["dataset"], DatasetConfig, f"{where}: dataset"),
+            "protocol": protocol_of(told["protocol"], f"{where}: protocol"),
+            "method": Method.from_json(told["method"], registry, where),
+        }
 
     @cached_property
     def files_digest(self) -> dict[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bench.method import Start
 from bench.model.class_rows import check_rows
 from bench.model.pretrained_files import check_weights
 from bench.plan.cell import Cell
-from bench.plan.method_protocol import check_names, for_method
+from bench.plan.method_protocol import MethodProtocol, check_names, for_method
 from bench.registry import Registry
 from bench.registry.resolved import Method
 
@@ -84,15 +84,13 @@ def expand(
         (repeat if class_order_seed is None else class_order_seed, repeat if run_seed is None else run_seed)
         for repeat in parse_seeds(suite.seeds)
     ]
-    starts: list[Start | None] = [*suite.start] or [None]
-    trainers: list[str | None] = [*suite.trainers] or [None]
+    load = _Protocols(registry, suite, repeats, overrides or {})
     cells: dict[str, Cell] = {}
-    load = cache(load_protocol_of(registry, suite, repeats))
     for name in dict.fromkeys([*named, *here]):
         dataset = load_dataset_config(name, folders)
         for preset, chosen in product(suite.protocols or [dataset.protocol], suite.alternatives()):
-            changes = {**chosen, **(overrides or {})}
-            adapted = for_dataset(load(preset, json.dumps(changes, sort_keys=True)), dataset.key)
+            protocol, changes = load.of(preset, chosen)
+            adapted = for_dataset(protocol, dataset.key)
             try:
                 _check_stream(dataset, suite, data)
                 _check_backbone(adapted, dataset)
@@ -101,35 +99,84 @@ def expand(
                     raise
                 blocked[name] = str(error)  # "all" is what can run here
                 continue
-            for spelling, trainer, start in product(suite.methods, trainers, starts):
-                method, own, entry = for_method(registry, adapted, changes, spelling, start, trainer)
-                _refuse(method, own, dataset)
-                digest = data_digest(dataset, data, own.image)
-                for n_tasks, (order, run) in product(suite.tasks or dataset.tasks[:1], repeats):
-                    request = {
-                        "dataset": anywhere(name), "n_tasks": n_tasks, "protocol": anywhere(preset),
-                        "overrides": changes, "method": method.variant, **entry,
-                        "class_order_seed": order, "run_seed": run, "eval_split": suite.eval_split,
-                    }  # fmt: skip
-                    cell = Cell(dataset, n_tasks, own, method, order, run, suite.eval_split, request, digest)
+            setting = Setting(dataset, anywhere(name), adapted, anywhere(preset), changes)
+            for asked in _methods(suite, registry, setting):
+                _refuse(asked.method, asked.protocol, dataset)
+                digest = data_digest(dataset, data, asked.protocol.image)
+                for n_tasks, seeds in product(suite.tasks or dataset.tasks[:1], repeats):
+                    cell = cell_at(setting, asked, n_tasks, *seeds, suite.eval_split, digest)
                     cells.setdefault(cell.id, cell)
     if not cells:
         raise UserError("datasets: nothing to run; " + "; ".join(f"{k}: {v}" for k, v in blocked.items()))
     return list(cells.values()), blocked
 
 
-def load_protocol_of(
-    registry: Registry, suite: SuiteConfig, repeats: list[tuple[int, int]]
-) -> Callable[[str, str], ProtocolConfig]:
-    """Loads a preset with overrides (JSON), checked against the plugins and the suite's repeats."""
+@dataclass(frozen=True)
+class Setting:
+    """A dataset under a protocol: what the cells of all methods, task counts and repeats have in common."""
 
-    def load(preset: str, changes: str) -> ProtocolConfig:
-        protocol = load_protocol(preset, json.loads(changes))
-        check_names(registry, protocol)
-        _refuse_tuned_on(protocol, suite, repeats)
-        return protocol
+    dataset: DatasetConfig
+    dataset_name: str  #: as it is asked for: a key or the path of a file
+    protocol: ProtocolConfig  #: with what it says of the dataset
+    protocol_name: str  #: as it is asked for
+    changes: Mapping[str, Any]  #: fields of the protocol that are set by hand
 
-    return load
+
+def cell_at(
+    setting: Setting,
+    asked: MethodProtocol,
+    n_tasks: int,
+    class_order_seed: int,
+    run_seed: int,
+    eval_split: str = "test",
+    data_digest: str | None = None,
+) -> Cell:
+    """The cell of a method in a setting, with the words that ask for it."""
+    request = {
+        "dataset": setting.dataset_name,
+        "n_tasks": n_tasks,
+        "protocol": setting.protocol_name,
+        "overrides": dict(setting.changes),
+        "method": asked.method.variant,
+        **({"per_method": asked.entry} if asked.entry else {}),
+        "class_order_seed": class_order_seed,
+        "run_seed": run_seed,
+        "eval_split": eval_split,
+    }
+    return Cell(
+        setting.dataset, n_tasks, asked.protocol, asked.method, class_order_seed, run_seed, eval_split, request,
+        data_digest,
+    )  # fmt: skip
+
+
+def _methods(suite: SuiteConfig, registry: Registry, setting: Setting) -> Iterator[MethodProtocol]:
+    """Every method of a suite with what the setting's protocol says of it."""
+    starts: list[Start | None] = [*suite.start] or [None]
+    trainers: list[str | None] = [*suite.trainers] or [None]
+    for spelling, trainer, start in product(suite.methods, trainers, starts):
+        yield for_method(registry, setting.protocol, setting.changes, spelling, start, trainer)
+
+
+@dataclass
+class _Protocols:
+    """The protocols of one suite, each read from its file once."""
+
+    registry: Registry
+    suite: SuiteConfig
+    repeats: list[tuple[int, int]]
+    overrides: Mapping[str, Any]
+    _read: dict[str, ProtocolConfig] = field(default_factory=dict)
+
+    def of(self, preset: str, chosen: Mapping[str, Any]) -> tuple[ProtocolConfig, dict[str, Any]]:
+        """A preset with one of the suite's alternatives, checked against plugins and repeats; and what is changed."""
+        changes = {**chosen, **self.overrides}
+        key = json.dumps([preset, changes], sort_keys=True)
+        if key not in self._read:
+            protocol = load_protocol(preset, changes)
+            check_names(self.registry, protocol)
+            _refuse_tuned_on(protocol, self.suite, self.repeats)
+            self._read[key] = protocol
+        return self._read[key], changes
 
 
 def _check_stream(dataset: DatasetConfig, suite: SuiteConfig, data: Path) -> None:
@@ -198,7 +245,7 @@ def anywhere(name: str) -> str:
 
 
 def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path], data: Path) -> Cell:
-    """The cell of a request, made again in another process.
+    """The cell that the words of a record ask for today.
 
     Raises:
         UserError: a plugin, a protocol or a dataset is not there any more, or not as it was.
@@ -211,7 +258,9 @@ def cell_of(request: dict[str, Any], registry: Registry, folders: list[Path], da
     dataset = load_dataset_config(request["dataset"], folders)
     changes = request["overrides"]
     adapted = for_dataset(load_protocol(request["protocol"], changes), dataset.key)
-    method, own, _ = for_method(registry, adapted, changes, request["method"], entry=request.get("per_method"))
+    asked = for_method(registry, adapted, changes, request["method"], entry=request.get("per_method"))
     seeds = request["class_order_seed"], request["run_seed"]
-    digest = data_digest(dataset, data, own.image)
-    return Cell(dataset, request["n_tasks"], own, method, *seeds, request["eval_split"], request, digest)
+    digest = data_digest(dataset, data, asked.protocol.image)
+    return Cell(
+        dataset, request["n_tasks"], asked.protocol, asked.method, *seeds, request["eval_split"], request, digest
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from bench.config.dotted import merged, stands_above
-from bench.config.schema import ProtocolConfig, check
+from bench.config.files import protocol_of
+from bench.config.schema import ProtocolConfig
 from bench.method import Start
 from bench.registry import Registry
 from bench.registry.resolved import Method
@@ -27,17 +28,24 @@ def check_names(registry: Registry, protocol: ProtocolConfig) -> None:
             registry.resolve(name, protocol.tuned, where=f"protocol {protocol.key}: per_method")
 
 
+class MethodProtocol(NamedTuple):
+    """A method and the protocol as it is for this method."""
+
+    method: Method
+    protocol: ProtocolConfig
+    entry: str | None  #: of ``per_method``, where it has one
+
+
 def for_method(
     registry: Registry,
     protocol: ProtocolConfig,
-    overrides: dict[str, Any],
+    overrides: Mapping[str, Any],
     spelling: str,
     start: Start | None = None,
     trainer: str | None = None,
     entry: str | None = None,
-) -> tuple[Method, ProtocolConfig, dict[str, str]]:
-    """The method that is spelled, the protocol with what ``per_method`` has for it, and the name of that entry as a
-    cell's request keeps it.
+) -> MethodProtocol:
+    """The method that is spelled, and the protocol with what ``per_method`` has for it.
 
     An entry is found by the method's key, or by the named method that is spelled with other options (``ewc:lam=3``).
     Its options stand above ``tuned`` and below what is spelled out or set by hand; a head that the method brings stands
@@ -51,18 +59,22 @@ def for_method(
     if entry is None and protocol.per_method:
         names = _names_of(method, registry, spelling, tuned, start, trainer)
         entry = next((name for name in names if name in protocol.per_method), None)
+    if entry is None and method.head is None and not protocol.per_method:
+        return MethodProtocol(method, protocol, None)
     changes = dict(protocol.per_method[entry]) if entry else {}
     where = f"protocol {protocol.key}: per_method.{entry}"
-    own = {name: value for name, value in changes.pop("options", {}).items() if not _by_hand(overrides, method, name)}
-    if own:
-        method = registry.resolve(spelling, tuned, start, where, trainer, own)
+    options = {
+        name: value for name, value in changes.pop("options", {}).items() if not _by_hand(overrides, method, name)
+    }
+    if options:
+        method = registry.resolve(spelling, tuned, start, where, trainer, options)
     head = {"head": {"kind": method.head}} if method.head else {}
     data = merged(merged(protocol.model_dump(), changes), head)
     data["per_method"] = {entry: protocol.per_method[entry]} if entry else {}
-    return method, check(data, ProtocolConfig, where), {"per_method": entry} if entry else {}
+    return MethodProtocol(method, protocol_of(data, where), entry)
 
 
-def _by_hand(overrides: dict[str, Any], method: Method, option: str) -> bool:
+def _by_hand(overrides: Mapping[str, Any], method: Method, option: str) -> bool:
     side, _, bare = option.rpartition(".")
     plugins = {"trainer": method.trainer, "rule": method.rule}
     owners = (cls for name, cls in plugins.items() if side in ("", name) and bare in cls.options())

@@ -13,8 +13,10 @@ A folder (``clmerge run --keep-weights`` writes the same):
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +25,8 @@ from typing import Any, ClassVar, Literal
 import pydantic
 
 from bench.common.errors import UserError
-from bench.config.files import load_dataset_config, read_yaml
-from bench.config.schema import FULL, DatasetConfig, ProtocolConfig, Section, check
+from bench.config.files import load_dataset_config, protocol_of, read_yaml
+from bench.config.schema import FULL, DatasetConfig, Section, check
 from bench.data.dataset import data_digest
 from bench.data.scenario import listed, scenario_of
 from bench.method import Trainer
@@ -115,10 +117,20 @@ class Folder:
                     digest.update(chunk)
         return cls(path, config, n_tasks, digest.hexdigest())
 
+    def as_json(self) -> dict[str, Any]:
+        """The folder for another process."""
+        config = self.config.model_dump(mode="json")
+        return {"path": str(self.path), "config": config, "digest": self.digest, "n_tasks": self.n_tasks}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Folder:
+        """The folder of :meth:`as_json`; its files are not looked over again."""
+        config = check(told["config"], ReplayConfig, f"{told['path']}/replay.yaml")
+        return cls(Path(told["path"]), config, told["n_tasks"], told["digest"])
+
     def request(self, method: str) -> dict[str, Any]:
-        """What makes a cell of this folder and a rule again in another process."""
-        told = {"path": str(self.path), "config": self.config.model_dump(mode="json"), "digest": self.digest}
-        return {"replay": told | {"n_tasks": self.n_tasks}, "method": method}
+        """The words that ask for the cell of this folder and a rule."""
+        return {"replay": self.as_json(), "method": method}
 
 
 @dataclass(frozen=True)
@@ -148,9 +160,23 @@ class ReplayCell(Cell):
         told = self.protocol.model_dump(mode="json", include={"key", "title", "backbone", "fisher_samples", "threads"})
         return told | {"replay": self.request["replay"]}
 
+    def resolved(self) -> dict[str, Any]:
+        """With the folder."""
+        return super().resolved() | {"source": self.source.as_json()}
+
+    @classmethod
+    def _fields(cls, told: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+        with_given = dataclasses.replace(registry, trainers={**registry.trainers, Given.key: Given})
+        return super()._fields(told, with_given) | {"source": Folder.from_json(told["source"])}
+
     def opt_steps(self) -> int:
         """No optimiser step is taken."""
         return 0
+
+
+def cell_from_json(told: Mapping[str, Any], registry: Registry) -> Cell:
+    """The cell, of either kind, that :meth:`bench.plan.cell.Cell.as_json` has written."""
+    return (ReplayCell if "source" in told else Cell).from_json(told, registry)
 
 
 def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path], data: Path) -> ReplayCell:
@@ -159,9 +185,8 @@ def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]
     Raises:
         UserError: an unknown rule, dataset or option; a rule that needs by-products of training, or all data.
     """
-    told = request["replay"]
-    config = check(told["config"], ReplayConfig, f"{told['path']}/replay.yaml")
-    source = Folder(Path(told["path"]), config, told["n_tasks"], told["digest"])
+    source = Folder.from_json(request["replay"])
+    config = source.config
     name = config.dataset
     if name.endswith((".yaml", ".yml")):
         name = str(source.path / name)
@@ -191,7 +216,7 @@ def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]
         raise UserError(
             f"methods: {method.key!r}: replayed models take no head {method.head!r}; use {' or '.join(heads)}"
         )
-    protocol = check(fields | {"head": {"kind": method.head or "linear"}}, ProtocolConfig, f"{source.path}/replay.yaml")
+    protocol = protocol_of(fields | {"head": {"kind": method.head or "linear"}}, f"{source.path}/replay.yaml")
     dataset = dataset.model_copy(update={"image": image})
     return ReplayCell(
         dataset, source.n_tasks, protocol, method, config.class_order_seed or 0, config.run_seed, "test", request,

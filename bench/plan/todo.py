@@ -75,7 +75,7 @@ def make_plan(
         state = "missing"
         if record is not None:
             state, why = ("failed", "") if record["status"] == "failed" else standing(record, cell, data)
-            if cell.request.get("keep_weights") and not (folder / "weights" / "replay.yaml").exists():
+            if cell.keep_weights and not (folder / "weights" / "replay.yaml").exists():
                 state = "missing"  # its numbers are there, the weights that are asked for are not
             elif state == "outdated":
                 plan.outdated[cell.id] = why

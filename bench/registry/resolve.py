@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bench.common.errors import UserError, unknown
 from bench.method import START, NamedMethod, Plugin, Rule, Start, Trainer
 from bench.registry.resolved import Method, check_options
-from bench.registry.spelling import HeadKind, Spelling, parse
+from bench.registry.spelling import HeadKind, parse
 
 if TYPE_CHECKING:
     from bench.registry.registry import Registry

@@ -163,7 +163,7 @@ def check_options(cls: type[Plugin], given: Mapping[str, Any], where: str) -> di
     for name, spec in fields.items():
         if name in given:
             try:
-                values[name] = _adapter(cls, name).validate_python(given[name])
+                values[name] = _adapter(cls, name).validate_python(given[name])  # type: ignore[arg-type]
             except pydantic.ValidationError as error:
                 what = error.errors()[0]["msg"]
                 raise UserError(f"{where}: {name}={given[name]!r}: {what} ({spec.metadata['help']})") from None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bench.report.build import Report
 
 #: of a record: what the row says already, and the logs that make most of it
-NOT_SHOWN = {"id", "format", "status", "coordinates", "tasks", "counts_taskaware", "before_merge_taskaware"}
+NOT_SHOWN = {"id", "format", "status", "coordinates", "resolved", "tasks", "counts_taskaware", "before_merge_taskaware"}
 SHARED = ("method", "protocol", "code", "environment", "dataset")  #: stored once, cells point to them
 STATUSES = ("done", "stale", "outdated", "failed", "damaged")
 COLUMNS = shown_on("page")

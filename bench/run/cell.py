@@ -155,7 +155,7 @@ class _Run:
                 "served_digest": served.digest(),
             }
         )
-        if self.cell.request.get("keep_weights"):
+        if self.cell.keep_weights:
             start = self.model.start if self.cell.method.start == "merged" else None
             keep_task(self.folder / "weights", self.backbone, task.t, learnt, start, served)
         so_far.wall_s = self.wall_before + time.perf_counter() - self.began
@@ -165,7 +165,7 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """The record, on disk."""
-        if self.cell.request.get("keep_weights"):
+        if self.cell.keep_weights:
             keep_config(self.folder / "weights", self.cell, self.stream.scenario.listing(self.stream.cuts))
         return write_record(self.cell, self.folder, self.stream, self.so_far)
 

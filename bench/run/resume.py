@@ -79,7 +79,7 @@ def resume(
         return None
     tensors, header = kept
     done = len(header["so_far"]["counts"])
-    if cell.request.get("keep_weights") and not (folder / "weights" / f"task_{done}.safetensors").exists():
+    if cell.keep_weights and not (folder / "weights" / f"task_{done}.safetensors").exists():
         return None
     device = theta_0.vector.device
     pairs = [[tensors[f"predicted.{i}.{j}"].numpy() for j in (0, 1)] for i in range(header["predicted"])]

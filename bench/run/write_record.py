@@ -26,6 +26,7 @@ def _head_of_record(cell: Cell, status: str) -> dict[str, Any]:
         "status": status,
         "coordinates": cell.coordinates(),
         "request": cell.request,
+        "resolved": cell.resolved(),
         "method": cell.method.describe(),
         "protocol": cell.protocol_told(),
         "code": cell.code(),

@@ -278,7 +278,7 @@ def test_next_command_cleans_up_after_a_killed_one(tmp_path: Path, alive: bool) 
 def trial_of(cells: list[Cell], results: Path, plugins: list[str]) -> dict[str, Any]:
     before = {cell.id: stamp(record_path(results, cell.id)) for cell in cells}
     return {
-        "cells": [cell.request for cell in cells], "before": before, "results": str(results), "data": str(DATA),
+        "cells": [cell.as_json() for cell in cells], "before": before, "results": str(results), "data": str(DATA),
         "plugins": plugins, "use_cache": True, "gpu": False, "job": "job",
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -338,8 +339,7 @@ def test_experts_are_served_by_trained_heads_alone(tmp_path: Path) -> None:
 def test_kept_weights_replay_with_prototypes_and_with_rows_as_the_run_was_served(
     tmp_path: Path, head: str, spelling: str
 ) -> None:
-    cell = small(f"average/{head}", tmp_path, n_tasks=2)
-    cell.request["keep_weights"] = True
+    cell = dataclasses.replace(small(f"average/{head}", tmp_path, n_tasks=2), keep_weights=True)
     first = run_cell(cell, bench(tmp_path))
     folder, other = tmp_path / "runs" / cell.id / "weights", tmp_path / "replayed"
 

@@ -17,8 +17,8 @@ from bench.config.files import for_dataset, load_dataset_config, load_protocol
 from bench.config.schema import DatasetConfig, ProtocolConfig
 from bench.method import Start
 from bench.plan.cell import Cell
-from bench.plan.grid import parse_seeds
-from bench.plan.method_protocol import for_method
+from bench.plan.grid import Setting, anywhere, cell_at, parse_seeds
+from bench.plan.method_protocol import MethodProtocol, for_method
 from bench.registry import Registry
 from bench.registry.resolved import Method
 from bench.report.columns import BY_KEY, Summary, mean_sd
@@ -33,12 +33,21 @@ STATES = ("done", "stale", "outdated", "failed", "damaged", "missing")
 class Place:
     """A measured column without its metric."""
 
-    dataset: DatasetConfig
+    setting: Setting
     title: str
     n_tasks: int
-    protocol: ProtocolConfig  #: with the dataset's overrides
     trainer: str | None
     start: Start | None
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """What is learnt."""
+        return self.setting.dataset
+
+    @property
+    def protocol(self) -> ProtocolConfig:
+        """With the dataset's overrides."""
+        return self.setting.protocol
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ def measure(
         (repeat if table.class_order_seed is None else table.class_order_seed, repeat)
         for repeat in parse_seeds(table.repeats)
     ]
-    resolved: dict[tuple[str, ...], tuple[Method, ProtocolConfig, dict[str, str]]] = {}
+    resolved: dict[tuple[str, ...], MethodProtocol] = {}
     entries: list[list[RowAtPlace]] = []
     for line in table.lines:
         entries.append([])
@@ -181,11 +190,11 @@ def measure(
             key_of = (line.method, place.dataset.key, place.protocol.key, place.trainer or "", place.start or "")
             if key_of not in resolved:  # task counts and repeats share it
                 resolved[key_of] = for_method(registry, place.protocol, {}, line.method, place.start, place.trainer)
-                _refuse_images(resolved[key_of][0], line, where)
-            method, protocol, request = resolved[key_of]
-            cells = [_cell(place, method, protocol, request, order, run) for order, run in repeats]
+                _refuse_images(resolved[key_of].method, line, where)
+            asked = resolved[key_of]
+            cells = [cell_at(place.setting, asked, place.n_tasks, order, run) for order, run in repeats]
             recorded = {cell.id: rows[cell.id] for cell in cells if cell.id in rows}
-            entries[-1].append(RowAtPlace(line, place, method, cells, recorded))
+            entries[-1].append(RowAtPlace(line, place, asked.method, cells, recorded))
     measured = MeasuredTable(table, places, entries, {key: families[key] for key in (*table.beside, *table.below)})
     labels = [measured.label(i) for i in range(len(entries))]
     for i, label in enumerate(labels):
@@ -204,7 +213,9 @@ def _refuse_images(method: Method, line: TableRow, where: str) -> None:
 
 def _places(table: PaperTable, columns: StreamColumns, folders: list[Path]) -> list[Place]:
     dataset = load_dataset_config(columns.dataset, folders)
-    protocol = for_dataset(load_protocol(columns.protocol or table.protocol or dataset.protocol), dataset.key)
+    preset = columns.protocol or table.protocol or dataset.protocol
+    protocol = for_dataset(load_protocol(preset), dataset.key)
+    setting = Setting(dataset, anywhere(columns.dataset), protocol, anywhere(preset), {})
     for n_tasks in columns.tasks:
         if not 1 <= n_tasks <= dataset.classes:
             raise UserError(
@@ -214,15 +225,6 @@ def _places(table: PaperTable, columns: StreamColumns, folders: list[Path]) -> l
     trainers: list[str | None] = [*columns.trainers] or [None]
     starts: list[Start | None] = [*columns.starts] or [None]
     return [
-        Place(dataset, columns.title or dataset.title, n_tasks, protocol, trainer, start)
+        Place(setting, columns.title or dataset.title, n_tasks, trainer, start)
         for n_tasks, trainer, start in product(columns.tasks, trainers, starts)
     ]
-
-
-def _cell(place: Place, method: Method, protocol: ProtocolConfig, entry: dict[str, str], order: int, run: int) -> Cell:
-    """The cell that a run of the same grid would make (``bench.plan.grid.expand``), whether or not its data is here."""
-    request = {
-        "dataset": place.dataset.key, "n_tasks": place.n_tasks, "protocol": place.protocol.key, "overrides": {},
-        "method": method.variant, **entry, "class_order_seed": order, "run_seed": run, "eval_split": "test",
-    }  # fmt: skip
-    return Cell(place.dataset, place.n_tasks, protocol, method, order, run, "test", request)
