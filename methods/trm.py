@@ -142,7 +142,8 @@ class Objective:
         x, y = next(self.batches)
         with torch.no_grad():
             teacher = log_softmax(task.logits(task.served, x, "old") / rule.tau, -1)
-        old, current = task.logits(self.at(a), x, "seen").tensor_split([teacher.shape[1]], dim=1)
+        seen, own = task.logits(self.at(a), x, "seen"), task.columns(task.t)
+        old, current = seen[:, : teacher.shape[1]], seen[:, own.start : own.stop]
         align = cross_entropy(current, y)
         g = torch.autograd.grad(align, a, retain_graph=rule.lambda_c > 0)[0]
         total, self.told["align"] = (g * a).sum(), float(align.detach())

@@ -157,16 +157,19 @@ def show(
     \b
     clmerge data show cifar10 --tasks 5
     """
-    from bench.data.class_order import class_order
     from bench.data.dataset import load_dataset
+    from bench.data.scenario import scenario_of
     from bench.data.sheet import write_sheets
 
     for config in _there((name,), plugins, data):
         kind = for_dataset(load_protocol(protocol), config.key).class_order
-        order = class_order(config.classes, class_order_seed, kind)
-        note = f"class order seed {class_order_seed}" if kind in ("mt19937", "pcg64") else "class order of the protocol"
+        scenario, n_tasks = scenario_of(config), tasks or config.tasks[0]
+        scenario.check(config, n_tasks)
+        order = {"classes": "class order", "domains": "domain order"}[scenario.orders]
+        note = f"{order} seed {class_order_seed}" if kind in ("mt19937", "pcg64") else f"{order} of the protocol"
+        cuts = scenario.cuts(config.classes, n_tasks, class_order_seed, kind)
         dataset = load_dataset(config, data, _image(config, protocol))
-        for file in write_sheets(dataset, order, tasks or config.tasks[0], note, out or Path("reports/out/sheets")):
+        for file in write_sheets(dataset, cuts, note, out or Path("reports/out/sheets")):
             click.echo(file)
 
 

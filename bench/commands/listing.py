@@ -112,6 +112,7 @@ def _dataset(path: Path, folders: list[Path], data: Path) -> Row:
         "train": config.train,
         "test": config.test,
         "tasks": config.tasks,
+        "scenario": config.scenario,
         "role": config.role,
         "available": why_not is None,
         "why_not": why_not,

@@ -14,7 +14,7 @@ from bench.config.dotted import key_at, keys_of
 #: "test": train on all training images, evaluate on the test set. The other two never train on the validation part:
 #: "val" evaluates on it, "test_heldout" on the test set (so that a choice made on validation images is a clean one).
 EvalSplit = Literal["test", "val", "test_heldout"]
-ScenarioKind = Literal["class_incremental"]  #: see data/scenario.py
+ScenarioKind = Literal["class_incremental", "domain_incremental"]  #: see data/scenario.py
 
 
 class Section(pydantic.BaseModel):
@@ -237,6 +237,13 @@ class DatasetConfig(Section):
         if not tasks or min(tasks) < 1:
             raise ValueError("needs at least one task count of 1 or more")
         return tasks
+
+    @pydantic.field_validator("scenario")
+    @classmethod
+    def _one_count(cls, scenario: str, others: pydantic.ValidationInfo) -> str:
+        if scenario == "domain_incremental" and len(others.data.get("tasks", [0])) != 1:
+            raise ValueError("domain_incremental needs one number under tasks: that of the domains")
+        return scenario
 
 
 class SuiteConfig(Section):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from bench.common.errors import UserError
 
 
-def class_order(classes: int, seed: int, kind: str | Sequence[int] = "mt19937") -> list[int]:
+def class_order(classes: int, seed: int, kind: str | Sequence[int] = "mt19937", what: str = "classes") -> list[int]:
     """The classes in the order in which they arrive.
 
     Args:
@@ -16,6 +16,7 @@ def class_order(classes: int, seed: int, kind: str | Sequence[int] = "mt19937") 
         seed: ``class_order_seed``; ``identity`` and a list do not depend on it.
         kind: ``mt19937``: ``numpy.random.RandomState(seed).permutation``, as most of the field's code has it;
             ``pcg64``: ``numpy.random.default_rng(seed).shuffle``; ``identity``; or the order itself.
+        what: what is ordered, for the message.
 
     Raises:
         UserError: a list that is no permutation of the classes.
@@ -25,7 +26,7 @@ def class_order(classes: int, seed: int, kind: str | Sequence[int] = "mt19937") 
     if not isinstance(kind, str):
         if sorted(kind) != list(range(classes)):
             raise UserError(
-                f"protocol: class_order: {len(kind)} classes are listed, {len(set(kind))} of them different; "
+                f"protocol: class_order: {len(kind)} {what} are listed, {len(set(kind))} of them different; "
                 f"list each of 0 to {classes - 1} once"
             )
         return list(kind)

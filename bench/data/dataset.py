@@ -18,7 +18,7 @@ from bench.common.errors import UserError, unknown
 from bench.config.schema import DatasetConfig, ImageConfig
 from bench.data.prepare import decode
 from bench.data.prepare.decode import Stored
-from bench.data.prepare.prepare import ARRAYS, digest_of, mapped, prepare
+from bench.data.prepare.prepare import ARRAYS, DOMAINS, digest_of, mapped, prepare
 from bench.data.readers import LAYOUTS, digits, glyphs
 from bench.data.readers.reader import Reader, where
 
@@ -49,7 +49,10 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
-    digest: str  # 128-bit hex of the arrays' dtypes, shapes and bytes, and of the class names
+    digest: str  # 128-bit hex of the arrays' dtypes, shapes and bytes, and of the names
+    train_domains: np.ndarray | None = None  # int64 (N,), 0..domains-1, where images have domains
+    test_domains: np.ndarray | None = None
+    domain_names: tuple[str, ...] = ()
 
 
 def availability(config: DatasetConfig, data_dir: Path) -> str | None:
@@ -204,15 +207,21 @@ def _open(config: DatasetConfig, data_dir: Path, folder: Path) -> Dataset | None
     if meta is None:
         return None
     try:
-        if any((folder / f"{name}.npy").stat().st_size != meta["bytes"][name] for name in ARRAYS):
+        classes, domains = tuple(meta["class_names"]), tuple(meta.get("domain_names", ()))
+        files = (*ARRAYS, *DOMAINS) if domains else ARRAYS
+        if any((folder / f"{name}.npy").stat().st_size != meta["bytes"][name] for name in files):
             return None
-        train_images, train_labels, test_images, test_labels = arrays = mapped(folder)
-        names = tuple(meta["class_names"])
-        if sum(meta["bytes"].values()) <= VERIFIED_BYTES and digest_of(arrays, names) != meta["digest"]:
+        arrays = mapped(folder, files)
+        if sum(meta["bytes"].values()) <= VERIFIED_BYTES and digest_of(arrays, classes + domains) != meta["digest"]:
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Dataset(config.key, train_images, train_labels, test_images, test_labels, names, meta["digest"])
+    train_images, train_labels, test_images, test_labels, *rest = arrays
+    train_domains, test_domains = rest or (None, None)
+    return Dataset(
+        config.key, train_images, train_labels, test_images, test_labels, classes, meta["digest"], train_domains,
+        test_domains, domains,
+    )  # fmt: skip
 
 
 def _anywhere(option: Any) -> Any:

@@ -43,9 +43,9 @@ class Scenario(ABC):
     """How a stream is cut, where a head begins, which heads are open at test, and what names a task's random draws."""
 
     key: ClassVar[str]
-    title: ClassVar[str]  #: in the title of every table of it
-    note: ClassVar[str]  #: below every table of it
-    frozen_forgets: ClassVar[str]  #: why a frozen backbone forgets here
+    tag: ClassVar[str]  #: in a cell's name
+    orders: ClassVar[str]  #: what class_order_seed orders: "classes" or "domains"
+    listed_as: ClassVar[str]  #: under which key ``replay.yaml`` lists the tasks
     shared_head: ClassVar[bool]  #: one head over the same classes for all tasks, instead of a head a task
 
     @abstractmethod
@@ -54,6 +54,14 @@ class Scenario(ABC):
 
         Raises:
             UserError: it cannot.
+        """
+
+    @abstractmethod
+    def check_domains(self, dataset: str, names: Sequence[str], n_tasks: int) -> None:
+        """Whether the domains that the data has (none: no image is known the domain of) can be cut so.
+
+        Raises:
+            UserError: they cannot.
         """
 
     @abstractmethod
@@ -87,8 +95,8 @@ class Scenario(ABC):
         """
 
     @abstractmethod
-    def listing(self, cuts: Sequence[Cut]) -> dict[str, Any]:
-        """How ``replay.yaml`` spells this order of tasks."""
+    def listing(self, cuts: Sequence[Cut]) -> list[Any]:
+        """The tasks as ``replay.yaml`` lists them under ``listed_as``."""
 
     @property
     def identity(self) -> list[str]:
@@ -100,9 +108,9 @@ class ClassIncremental(Scenario):
     """Tasks have classes of their own and a head each; the heads of all tasks seen are open at test."""
 
     key = "class_incremental"
-    title = ""
-    note = ""
-    frozen_forgets = "it forgets because the label space grows"
+    tag = ""
+    orders = "classes"
+    listed_as = "tasks"
     shared_head = False
 
     def check(self, dataset: DatasetConfig, n_tasks: int) -> None:
@@ -112,6 +120,9 @@ class ClassIncremental(Scenario):
                 f"tasks: {n_tasks} tasks do not fit {dataset.key!r}, which has {dataset.classes} classes; "
                 f"use 1 to {dataset.classes}"
             )
+
+    def check_domains(self, dataset: str, names: Sequence[str], n_tasks: int) -> None:
+        """They do not matter."""
 
     def cuts(self, classes: int, n_tasks: int, seed: int, kind: str | Sequence[int] = "mt19937") -> list[Cut]:
         """The class order, cut evenly."""
@@ -139,9 +150,9 @@ class ClassIncremental(Scenario):
         trained = cuts if joint else cuts[-1:]
         return [[c for cut in trained for c in cut.classes], [cut.columns.stop for cut in cuts] if joint else None]
 
-    def listing(self, cuts: Sequence[Cut]) -> dict[str, Any]:
+    def listing(self, cuts: Sequence[Cut]) -> list[Any]:
         """The labels of each task."""
-        return {"tasks": [list(cut.classes) for cut in cuts]}
+        return [list(cut.classes) for cut in cuts]
 
 
 def listed(task_classes: Sequence[Sequence[int]]) -> list[Cut]:
@@ -151,9 +162,73 @@ def listed(task_classes: Sequence[Sequence[int]]) -> list[Cut]:
     return [Cut(t, tuple(classes), range(a, b)) for t, (classes, (a, b)) in pairs]
 
 
+class DomainIncremental(Scenario):
+    """Every task has all classes, in a domain of its own. One head is trained on from task to task and its latest form
+    answers: task 1's begins as usual, task t's as task t-1 left it. The number of domains is the dataset's task count.
+    """
+
+    key = "domain_incremental"
+    tag = "-domains"
+    orders = "domains"
+    listed_as = "domains"
+    shared_head = True
+
+    def check(self, dataset: DatasetConfig, n_tasks: int) -> None:
+        """A task is a domain."""
+        if n_tasks != dataset.tasks[0]:
+            raise UserError(
+                f"tasks: {n_tasks} tasks do not fit {dataset.key!r}, which is domain-incremental with "
+                f"{dataset.tasks[0]} domains, one a task; use {dataset.tasks[0]}"
+            )
+
+    def check_domains(self, dataset: str, names: Sequence[str], n_tasks: int) -> None:
+        """There are as many as tasks."""
+        if not names:
+            raise UserError(
+                f"dataset {dataset}: scenario: domain_incremental needs the domain of every image, which its layout "
+                "was not asked for; set options.domains (docs/datasets.md says which layouts have it)"
+            )
+        if len(names) != n_tasks:
+            raise UserError(
+                f"dataset {dataset}: tasks: says {n_tasks}, but the data has {len(names)} domains "
+                f"({', '.join(names)}), one a task; mend the number or the data"
+            )
+
+    def cuts(self, classes: int, n_tasks: int, seed: int, kind: str | Sequence[int] = "mt19937") -> list[Cut]:
+        """All domains, in an order drawn as class orders are."""
+        order = class_order(n_tasks, seed, kind, self.orders)
+        return [Cut(t, tuple(range(classes)), range(classes), domain) for t, domain in enumerate(order, 1)]
+
+    def content(self, dataset: str, cut: Cut) -> str:
+        """Dataset and domain."""
+        return f"{dataset}:domain {cut.domain}"
+
+    def by_head(self, tasks: Sequence[Task]) -> list[list[Task]]:
+        """All together."""
+        return [list(tasks)]
+
+    def goes_on_from(self, heads: Sequence[Head]) -> Head | None:
+        """The last one."""
+        return heads[-1] if heads else None
+
+    def open_heads(self, heads: Sequence[Head]) -> Sequence[Head]:
+        """The last one."""
+        return heads[-1:]
+
+    def learnt_from(self, cuts: Sequence[Cut], joint: bool, parent: str) -> list[Any]:
+        """The domain, and by way of the head all trainings before."""
+        if joint:
+            return [{"domains": [cut.domain for cut in cuts]}, None]
+        return [{"domains": [cuts[-1].domain]}, {"head": parent} if len(cuts) > 1 else None]
+
+    def listing(self, cuts: Sequence[Cut]) -> list[Any]:
+        """The dataset's number of each domain."""
+        return [cut.domain for cut in cuts]
+
+
 DEFAULT = ClassIncremental.key
 CLASS_INCREMENTAL = ClassIncremental()
-SCENARIOS: dict[str, Scenario] = {kind.key: kind for kind in (CLASS_INCREMENTAL,)}
+SCENARIOS: dict[str, Scenario] = {kind.key: kind for kind in (CLASS_INCREMENTAL, DomainIncremental())}
 
 
 def scenario_of(dataset: DatasetConfig) -> Scenario:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.common.errors import UserError
 from bench.common.files import write_atomic
-from bench.data.class_order import boundaries
 from bench.data.dataset import Dataset
+from bench.data.scenario import Cut
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,37 +28,33 @@ CAPTION = 150  # widest column of the overview, where names need it
 INK, PALE, LINE, PAPER = "#1c1c1c", "#6f6f6f", "#d5d5d5", "#ffffff"
 
 
-def write_sheets(dataset: Dataset, order: Sequence[int], n_tasks: int, note: str, out: Path) -> list[Path]:
+def write_sheets(dataset: Dataset, cuts: Sequence[Cut], note: str, out: Path) -> list[Path]:
     """Write the overview and one sheet a task.
 
     Args:
         dataset: its images are shown as they are stored.
-        order: the classes in the order in which they arrive.
-        n_tasks: how many tasks they are cut into.
+        cuts: the tasks.
         note: what the order is, for the titles and file names, e.g. ``class order seed 0``.
         out: the folder.
 
     Returns:
         The PNG files: ``<key>-overview.png``, then ``<key>-<note>-task1-of-5.png`` and so on.
-
-    Raises:
-        UserError: more tasks than classes.
     """
-    if not 1 <= n_tasks <= len(order):
-        raise UserError(f"--tasks: {n_tasks} tasks cannot be cut from {len(order)} classes of {dataset.key}")
     files = [out / f"{dataset.key}-overview.png"]
     write_atomic(files[0], _png(overview(dataset)))
-    slug, digits = note.replace(" ", "-"), len(str(n_tasks))
-    for t, columns in enumerate(boundaries(len(order), n_tasks), 1):
-        files.append(out / f"{dataset.key}-{slug}-task{t:0{digits}d}-of-{n_tasks}.png")
-        title = f"{dataset.key}: task {t} of {n_tasks}"
-        write_atomic(files[-1], _png(task_sheet(dataset, [order[c] for c in columns], title, note)))
+    slug, n_tasks = note.replace(" ", "-"), len(cuts)
+    for cut in cuts:
+        files.append(out / f"{dataset.key}-{slug}-task{cut.t:0{len(str(n_tasks))}d}-of-{n_tasks}.png")
+        title = f"{dataset.key}: task {cut.t} of {n_tasks}"
+        if cut.domain is not None:
+            title += f", {dataset.domain_names[cut.domain]}"
+        write_atomic(files[-1], _png(task_sheet(dataset, cut, title, note)))
     return files
 
 
-def task_sheet(dataset: Dataset, classes: Sequence[int], title: str, note: str) -> Image:
-    """A row a class: its name, training images, and test images apart, spread evenly over the class's own."""
-    shown, side = classes[:ROWS], _side(dataset)
+def task_sheet(dataset: Dataset, cut: Cut, title: str, note: str) -> Image:
+    """A row a class: its name, training images, and test images apart, spread evenly over the class's in the task."""
+    classes, shown, side = cut.classes, cut.classes[:ROWS], _side(dataset)
     width = min(NAMES, max(_width(dataset.class_names[c], _font(14)) for c in shown))
     step, left, top = side + GAP, MARGIN + width + 16, MARGIN + 92
     right = left + TRAIN * step - GAP + APART
@@ -74,11 +69,12 @@ def task_sheet(dataset: Dataset, classes: Sequence[int], title: str, note: str) 
         y = top + row * step
         name = _fitted(dataset.class_names[c], width, _font(14))
         draw.text((left - 16, y + side // 2), name, fill=INK, font=_font(14), anchor="rm")
-        for x, images, labels, count in (
-            (left, dataset.train_images, dataset.train_labels, TRAIN),
-            (right, dataset.test_images, dataset.test_labels, TEST),
+        for x, images, labels, domains, count in (
+            (left, dataset.train_images, dataset.train_labels, dataset.train_domains, TRAIN),
+            (right, dataset.test_images, dataset.test_labels, dataset.test_domains, TEST),
         ):
-            for column, i in enumerate(_spread(np.flatnonzero(labels == c), count)):
+            own = labels == c if cut.domain is None else (labels == c) & (domains == cut.domain)
+            for column, i in enumerate(_spread(np.flatnonzero(own), count)):
                 _paste(canvas, draw, images[i], x + column * step, y, side)
     return canvas
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from bench.common.seeds import numpy_rng
 from bench.data.dataset import Dataset
 from bench.data.images import Images, images_on
-from bench.data.scenario import CLASS_INCREMENTAL, Scenario, listed
+from bench.data.scenario import CLASS_INCREMENTAL, Cut, Scenario, listed
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TaskData:
     val: torch.Tensor  #: (v,) indices into ``Stream.train_images``: the validation part
     test: torch.Tensor  #: (m,) indices into ``Stream.test_images``
     content: str  #: what seeds of this task are derived from
+    domain: str | None = None  #: its name, where the task is one
 
 
 class Stream:
@@ -57,12 +59,13 @@ class Stream:
         scenario: Scenario = CLASS_INCREMENTAL,
     ) -> None:
         classes = len(dataset.class_names)
+        scenario.check_domains(dataset.key, dataset.domain_names, n_tasks)
         cuts = listed(task_classes) or scenario.cuts(classes, n_tasks, class_order_seed, order_kind)
         order = list(dict.fromkeys(c for cut in cuts for c in cut.classes))
         column_of = np.full(classes, -1, dtype=np.int64)  # a listed stream may leave classes out
         column_of[order] = np.arange(len(order))
         train_columns = column_of[dataset.train_labels]
-        is_val = _validation_part(np.asarray(dataset.train_labels), classes, val_fraction)
+        is_val = _validation_part(dataset, cuts, val_fraction)
         held_out, on_val = eval_split != "test", eval_split == "val"
 
         self.digest, self.scenario, self.cuts = dataset.digest, scenario, cuts
@@ -71,12 +74,14 @@ class Stream:
         self.train_columns = _on(device, train_columns)
         if on_val:
             self.test_images, self.test_columns, test_columns = self.train_images, self.train_columns, train_columns
+            test_domains = dataset.train_domains
         else:
-            test_columns = column_of[dataset.test_labels]
+            test_columns, test_domains = column_of[dataset.test_labels], dataset.test_domains
             self.test_images, self.test_columns = images_on(device, dataset.test_images), _on(device, test_columns)
         self.tasks = []
         for cut in cuts:
-            trained, tested = cut.images(train_columns, None), cut.images(test_columns, None)
+            trained = cut.images(train_columns, dataset.train_domains)
+            tested = cut.images(test_columns, test_domains)
             task = TaskData(
                 t=cut.t,
                 classes=cut.classes,
@@ -85,17 +90,22 @@ class Stream:
                 val=_on(device, np.flatnonzero(trained & is_val)),
                 test=_on(device, np.flatnonzero(tested & is_val if on_val else tested)),
                 content=scenario.content(dataset.key, cut),
+                domain=None if cut.domain is None else dataset.domain_names[cut.domain],
             )
             self.tasks.append(task)
 
 
-def _validation_part(labels: np.ndarray, classes: int, fraction: float) -> np.ndarray:
-    """(N,) bool: a stratified part of each class, the same for every class order and run."""
+def _validation_part(dataset: Dataset, cuts: Sequence[Cut], fraction: float) -> np.ndarray:
+    """(N,) bool: a stratified part of each class (of each domain, where tasks are domains), the same for every order
+    of tasks and run.
+    """
+    labels, domains = np.asarray(dataset.train_labels), dataset.train_domains
     part = np.zeros(len(labels), dtype=bool)
-    for c in range(classes):
-        index = np.flatnonzero(labels == c)
+    for c, domain in product(range(len(dataset.class_names)), dict.fromkeys(cut.domain for cut in cuts)):
+        index = np.flatnonzero(labels == c if domain is None else (labels == c) & (domains == domain))
         count = max(1, round(fraction * len(index)))
-        part[numpy_rng("validation", c, len(index)).permutation(index)[:count]] = True
+        name = (c, len(index)) if domain is None else (c, domain, len(index))
+        part[numpy_rng("validation", *name).permutation(index)[:count]] = True
     return part
 
 

@@ -89,7 +89,8 @@ class Cell:
         split = "" if self.eval_split == "test" else f"-{self.eval_split}"
         protocol = self.protocol.variant_of or self.protocol.key
         seeds = f"c{self.class_order_seed}-r{self.run_seed}"
-        return f"{self.dataset.key}-T{self.n_tasks}-{protocol}{split}-{method}-{seeds}-{identity[:10]}"
+        stream = f"{self.dataset.key}-T{self.n_tasks}{self.scenario.tag}"
+        return f"{stream}-{protocol}{split}-{method}-{seeds}-{identity[:10]}"
 
     def resolved(self) -> dict[str, Any]:
         """Everything that makes this cell, with no name left to look up but those of plugins (JSON-able)."""
@@ -178,6 +179,7 @@ class Cell:
             "class_order_seed": self.class_order_seed,
             "run_seed": self.run_seed,
             "eval_split": self.eval_split,
+            **({"scenario": self.scenario.key} if self.scenario.identity else {}),
         }
 
     def _statistics_code(self) -> list[str]:

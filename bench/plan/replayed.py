@@ -57,6 +57,7 @@ class ReplayConfig(Section):
     backbone: ReplayModel
     start: Literal["pretrained", "previous", "merged"] = "pretrained"  #: where training of each task began
     tasks: list[list[int]] = []  #: the dataset's labels of each task, in the order of the head's rows
+    domains: list[int] = []  #: or, of a domain-incremental dataset: its number of each task's domain
     class_order_seed: int | None = pydantic.Field(None, ge=0)  #: or: cut evenly in this order
     run_seed: int = pydantic.Field(0, ge=0)  #: of statistics and of rules that draw
     mean: list[float] | None = None  #: per channel, where the model was trained with another than the dataset's YAML
@@ -68,8 +69,8 @@ class ReplayConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _one_of(self) -> ReplayConfig:
-        if bool(self.tasks) == (self.class_order_seed is not None):
-            raise ValueError("give either tasks (the labels of each task) or class_order_seed")
+        if sum((bool(self.tasks), bool(self.domains), self.class_order_seed is not None)) != 1:
+            raise ValueError("give either tasks (the labels of each task), domains or class_order_seed")
         labels = [label for task in self.tasks for label in task]
         if len(set(labels)) < len(labels) or any(not task for task in self.tasks):
             raise ValueError("tasks: a label is in two tasks, or a task is empty")
@@ -98,7 +99,7 @@ class Folder:
         if not (path / "pretrained.safetensors").is_file():
             raise UserError(f"{path}: no pretrained.safetensors (theta_0, the whole model)")
         found = {int(m[1]) for file in path.iterdir() if (m := re.fullmatch(r"task_(\d+)(\.safetensors)?", file.name))}
-        n_tasks = len(config.tasks) or len(found)
+        n_tasks = len(config.tasks or config.domains) or len(found)
         for t in range(1, max(n_tasks, *found, 1) + 1):
             if t not in found:
                 raise UserError(f"{path}: no task_{t}.safetensors and no adapter folder task_{t}")
@@ -206,6 +207,7 @@ def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]
         "train": {"epochs": 1, "lr": 1, "head_lr": 1, "batch": config.batch, "temperature": config.temperature},
         "fisher_samples": config.fisher_samples,
         "eval_batch": config.eval_batch,
+        **({"class_order": config.domains} if config.domains else {}),
     }
     method = registry.resolve_rule(request["method"], config.start, Given)
     wanted = method.build()[1].record
@@ -231,7 +233,15 @@ def _fits(source: Folder, dataset: DatasetConfig) -> None:
             f"{source.path}/replay.yaml: tasks: labels {min(labels)} to {max(labels)} do not fit {dataset.key!r}, "
             f"which has classes 0 to {dataset.classes - 1}"
         )
+    scenario, config = scenario_of(dataset), source.config
+    given = next((name for name in ("tasks", "domains") if getattr(config, name)), scenario.listed_as)
+    if given != scenario.listed_as:
+        raise UserError(
+            f"{source.path}/replay.yaml: {given}: {dataset.key!r} is {scenario.key}; list its {scenario.listed_as}"
+        )
+    if config.domains and sorted(config.domains) != list(range(source.n_tasks)):
+        raise UserError(f"{source.path}/replay.yaml: domains: list each of 0 to {source.n_tasks - 1} once")
     try:
-        scenario_of(dataset).check(dataset, source.n_tasks)
+        scenario.check(dataset, source.n_tasks)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from bench.common.errors import unknown
+from bench.data.scenario import DEFAULT
 from bench.records import metrics
 
 Kind = Literal["coordinate", "state", "metric", "cost"]
@@ -192,6 +193,8 @@ COLUMNS: tuple[Column, ...] = (
           digits=0, shown=_RESULTS),
     Column("digest", "Digest", lambda record: record.get("digest"), "of what was served last", kind="state",
            shown=_RESULTS),
+    _place("scenario", "Scenario", lambda record: record["coordinates"].get("scenario", DEFAULT),
+           "what the tasks of the stream are", shown=_RESULTS),
 )  # fmt: skip
 BY_KEY = {column.key: column for column in COLUMNS}
 SUMMARISED = tuple(column for column in COLUMNS if column.kind in ("metric", "cost"))  #: what has a mean over repeats

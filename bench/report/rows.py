@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bench.data.scenario import DEFAULT
 from bench.records import metrics
 from bench.records.record import COORDINATES, Record, Standing
 from bench.report.columns import BY_KEY, COLUMNS, METRICS, RESULTS
+from bench.report.scenario_words import words_of
 
-BLOCK = ("dataset", "n_tasks", "protocol", "eval_split")
+BLOCK = ("dataset", "n_tasks", "protocol", "eval_split", "scenario")
 SPLITS = {
     "val": "Split val: the validation part is kept out of training and evaluated on.",
     "test_heldout": "Split test_heldout: the validation part is kept out of training, the test set is evaluated on.",
@@ -129,7 +131,8 @@ def matches(selector: str, row: Row) -> bool:
 def stream_title(row: Mapping[str, Any]) -> str:
     """A stream in words; a split other than the test set is always named."""
     split = "" if row["eval_split"] == "test" else f", {row['eval_split']} split"
-    return f"{row['dataset']}, T = {row['n_tasks']}, protocol {row['protocol']}{split}"
+    kind = words_of(row.get("scenario", DEFAULT)).title
+    return f"{row['dataset']}{kind and f', {kind}'}, T = {row['n_tasks']}, protocol {row['protocol']}{split}"
 
 
 def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:

@@ -24,6 +24,7 @@ from bench.report.rows import (
     measured_rows,
     stream_title,
 )
+from bench.report.scenario_words import words_of
 from bench.report.section import TableSection
 
 KEEPS_IMAGES = "Keeps images of past tasks"
@@ -73,12 +74,14 @@ def _blocks(rows: list[Row], order: Sequence[str], about: str) -> list[Block]:
 
     lines = sorted((_line(group) for group in grouped(rows, ("method", "variant")).values()), key=place)
     notes = [SPLITS[rows[0]["eval_split"]]] if rows[0]["eval_split"] in SPLITS else []
+    words = words_of(rows[0]["scenario"])
+    notes += [words.note] if words.note else []
     notes += _budget(rows)
     frozen = [line for line in lines if line["frozen"] and line["forgetting"][0] is not None]
     for line in frozen:
         notes.append(
             f"Frozen backbone ({line['label']}): forgetting {number(line['forgetting'])} at learning accuracy "
-            f"{number(line['learn_acc'])}. Its weights never change: it forgets because the label space grows."
+            f"{number(line['learn_acc'])}. Its weights never change: {words.frozen}."
         )
     if not frozen:
         notes.append("No frozen backbone was run here, so forgetting has nothing to be read against.")

@@ -140,6 +140,7 @@ class _Run:
             {
                 "t": task.t,
                 "classes": list(task.current.classes),
+                **({"domain": task.current.domain} if task.current.domain is not None else {}),
                 "onset": learnt.onset,
                 "scalars": task.scalars | self.fit_scalars,
                 "seconds": {
@@ -166,7 +167,7 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """The record, on disk."""
         if self.cell.keep_weights:
-            keep_config(self.folder / "weights", self.cell, self.stream.scenario.listing(self.stream.cuts))
+            keep_config(self.folder / "weights", self.cell, self.stream.cuts)
         return write_record(self.cell, self.folder, self.stream, self.so_far)
 
 

@@ -110,7 +110,18 @@ class _Fitted(Serving):
 
 
 class Means(_Fitted):
-    """``ncm``: logits are cosines to the mean feature of each class."""
+    """``ncm``: logits are cosines to the mean feature of each class, over all tasks that have it."""
+
+    def __init__(
+        self, protocol: ProtocolConfig, dim: int, device: str, run_seed: int, scenario: Scenario = CLASS_INCREMENTAL
+    ) -> None:
+        super().__init__(protocol, dim, device, run_seed, scenario)
+        self._sums: Tensor | None = None  # (classes, D) float64, where later tasks add to them
+
+    @property
+    def carried(self) -> int:  # type: ignore[override]
+        """Bytes of the sums."""
+        return 0 if self._sums is None else self._sums.numel() * self._sums.element_size()
 
     def fit(
         self, tasks: Sequence[TaskData], trained: Sequence[Head], features: Features, softmax: str = "all"
@@ -120,9 +131,20 @@ class Means(_Fitted):
             x, y = features(task)
             sums = x.new_zeros(len(task.columns), self.dim, dtype=torch.float64)
             sums.index_add_(0, y - task.columns.start, x.double())
+            if self.scenario.shared_head:
+                self._sums = sums = sums if self._sums is None else sums + self._sums
             rows = normalize(sums, dim=1).float()  # a class without images has no direction: its cosine is 0
             self._heads.append(Head(rows, rows.new_zeros(len(rows)), normalise=True))
         return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its heads and the sums."""
+        return super().tensors() | ({} if self._sums is None else {"sums": self._sums})
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Its heads and the sums."""
+        super().restore(tensors)
+        self._sums = tensors["sums"].to(self.device) if "sums" in tensors else None
 
 
 class Refit(_Fitted):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from bench.common.files import save_plain, write_atomic
+from bench.data.scenario import Cut
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.plan.cell import Cell
@@ -25,17 +25,15 @@ def keep_task(folder: Path, backbone: Backbone, t: int, learnt: Learnt, start: W
     save_plain(folder / f"head_{t}.safetensors", learnt.heads[-1].tensors())
 
 
-def keep_config(folder: Path, cell: Cell, listing: dict[str, Any]) -> None:
-    """Write ``replay.yaml`` of a run: last, so that its presence says that the folder is whole.
-
-    ``listing`` is how it spells the order of tasks.
-    """
+def keep_config(folder: Path, cell: Cell, cuts: list[Cut]) -> None:
+    """Write ``replay.yaml`` of a run of these tasks: last, so that its presence says that the folder is whole."""
     image, train = cell.dataset.image, cell.protocol.train
     told = {
         "dataset": cell.request["dataset"], "name": cell.id, "source": f"clmerge run {cell.id}",
         "start": cell.method.start,
         "backbone": {"model": cell.protocol.backbone.model, "options": cell.protocol.backbone.options},
-        **listing, "run_seed": cell.run_seed, "mean": image.mean, "std": image.std,
+        cell.scenario.listed_as: cell.scenario.listing(cuts), "run_seed": cell.run_seed,
+        "mean": image.mean, "std": image.std,
         "temperature": train.temperature, "batch": train.batch, "fisher_samples": cell.protocol.fisher_samples,
         "eval_batch": cell.protocol.eval_batch,
     }  # fmt: skip

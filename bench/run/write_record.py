@@ -39,8 +39,10 @@ def _head_of_record(cell: Cell, status: str) -> dict[str, Any]:
 def write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dict[str, Any]:
     """The predictions and then the record of a finished cell, on disk; returns the record."""
     seconds = [task["seconds"] for task in so_far.tasks]
+    domains = [task.domain for task in stream.tasks if task.domain is not None]  # in the order of the tasks
     record: dict[str, Any] = _head_of_record(cell, "done") | {
-        "dataset": {"key": cell.dataset.key, "digest": stream.digest, "class_order": stream.class_order},
+        "dataset": {"key": cell.dataset.key, "digest": stream.digest, "class_order": stream.class_order}
+        | ({"domains": domains} if domains else {}),
         "counts": so_far.counts,
         "counts_taskaware": so_far.counts_taskaware,
         "before_merge": so_far.before,
@@ -63,6 +65,7 @@ def write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dic
     }
     record["counts_sha256"] = counts_sha256(record)
     told = [task.t for task in stream.tasks if so_far.counts[task.t - 1] is not None]
+    of_image: dict[str, Any] = {"task": _task_of_images(stream)} if domains else {}  # else the class says it
     with io.BytesIO() as buffer:
         np.savez_compressed(
             buffer,
@@ -70,6 +73,7 @@ def write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dic
             true=stream.test_columns.cpu().numpy().astype(np.int16),
             predicted=np.stack(so_far.predicted),
             predicted_taskaware=np.stack(so_far.predicted_taskaware),
+            **of_image,
         )
         predictions = buffer.getvalue()
     record["predictions_sha256"] = hashlib.sha256(predictions).hexdigest()
@@ -79,6 +83,14 @@ def write_record(cell: Cell, folder: Path, stream: Stream, so_far: SoFar) -> dic
     (folder / "resume.safetensors").unlink(missing_ok=True)
     (folder / "progress.json").unlink(missing_ok=True)
     return record
+
+
+def _task_of_images(stream: Stream) -> np.ndarray:
+    """(N,) int16: which task each test image belongs to, 0 where none."""
+    tasks = np.zeros(len(stream.test_columns), dtype=np.int16)
+    for task in stream.tasks:
+        tasks[task.test.cpu().numpy()] = task.t
+    return tasks
 
 
 def write_failed(cell: Cell, folder: Path, error: dict[str, Any]) -> dict[str, Any]:

@@ -358,4 +358,4 @@ def test_show_writes_a_sheet_a_task(server: Server, tmp_path: Path, data: Path) 
     stem = "mine-class-order-seed-0"
     assert [f.name for f in files] == ["mine-overview.png", f"{stem}-task1-of-2.png", f"{stem}-task2-of-2.png"]
     assert sorted(files) == sorted((tmp_path / "out").iterdir())
-    assert "3 tasks cannot be cut from 2 classes" in refused("show", name, "--tasks", "3", data=data)
+    assert "3 tasks do not fit" in refused("show", name, "--tasks", "3", data=data)

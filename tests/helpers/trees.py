@@ -213,7 +213,7 @@ def omniglot(data: Path) -> dict[str, Any]:
 
 TREES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "cars": cars, "cifar10": cifar(10), "cifar100": cifar(100), "cub200": cub, "domainnet200": domainnet200,
-    "domainnet345": domainnet345, "imagenet_a_own": imagenet_a, "imagenet_r": imagenet_r, "omniglot": omniglot,
+    "domainnet345": domainnet345, "domainnet_domains": domainnet345, "imagenet_a_own": imagenet_a, "imagenet_r": imagenet_r, "omniglot": omniglot,
     "tiny_imagenet": tiny, "tiny_imagenet_base": part(0, 1), "tiny_imagenet_100": part(2, 3),
     "tiny_imagenet_100_small": part(2, 3, train_per_class=11),
 }  # fmt: skip

@@ -104,7 +104,7 @@ def test_a_method_of_another_protocol_is_not_missed(tmp_path: Path) -> None:
 def test_many_missing_repeats_are_counted_and_the_first_named() -> None:
     rows: list[Row] = [
         {"dataset": "d", "n_tasks": 5, "protocol": "p", "eval_split": "test", "label": label, "variant": label}
-        | {"class_order_seed": s, "run_seed": s, "status": "done"}
+        | {"scenario": "class_incremental", "class_order_seed": s, "run_seed": s, "status": "done"}
         for label, n in (("a", 20), ("b", 2))
         for s in range(n)
     ]

@@ -9,6 +9,7 @@ import numpy as np
 from bench.common.errors import UserError
 from bench.config.schema import DatasetConfig
 from bench.data.readers.reader import Arrays, Listing, where
+from bench.data.scenario import scenario_of
 
 
 def check(config: DatasetConfig, source: Arrays | Listing) -> None:
@@ -22,6 +23,7 @@ def check(config: DatasetConfig, source: Arrays | Listing) -> None:
     _check_labels(config, "test", source.test_labels, source.class_names)
     _same(config, "train", config.train, len(source.train_labels))
     _same(config, "test", config.test, len(source.test_labels))
+    _check_domains(config, source)
     if isinstance(source, Listing):
         return
     for images in (source.train_images, source.test_images):
@@ -33,6 +35,16 @@ def check(config: DatasetConfig, source: Arrays | Listing) -> None:
 def _same(config: DatasetConfig, name: str, said: object, given: object) -> None:
     if said != given:
         raise UserError(f"{where(config)}: {name}: says {said}, but the data has {given}; mend the number or the data")
+
+
+def _check_domains(config: DatasetConfig, source: Arrays | Listing) -> None:
+    scenario_of(config).check_domains(config.key, source.domain_names, config.tasks[0])
+    for split, domains in (("train", source.train_domains), ("test", source.test_domains)):
+        if domains is not None:
+            counts = np.bincount(domains, minlength=len(source.domain_names))
+            empty = [name for name, count in zip(source.domain_names, counts, strict=True) if not count]
+            if empty:
+                raise UserError(f"{where(config)}: {split}: domain {empty[0]!r} has no image; is the copy complete?")
 
 
 def _check_labels(

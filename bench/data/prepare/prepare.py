@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from bench.data.prepare.decode import DIGEST_BYTES, Job, Outcome, Stored, decode
 from bench.data.readers.reader import Arrays, Listing, where
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+DOMAINS = ("train_domains", "test_domains")  # beside them where images have domains
 BLOCK_BYTES = 8 << 20  # of pixels that a process holds at a time
 FEW = 256  # so many images are decoded before other processes have started
 
@@ -62,16 +63,22 @@ def prepare(
             np.lib.format.open_memmap(
                 temporary / f"{split}_images.npy", mode="w+", dtype=np.uint8, shape=(len(labels), *shape)
             )
+        names: tuple[str, ...] = ARRAYS
+        if source.train_domains is not None and source.test_domains is not None:
+            names = (*ARRAYS, *DOMAINS)
+            for name, domains in zip(DOMAINS, (source.train_domains, source.test_domains), strict=True):
+                np.save(temporary / f"{name}.npy", domains.astype(np.int64))
         if isinstance(source, Listing):
             seen = _decode_all(config, source, stored, temporary, workers, block_bytes)
         else:
             seen = _copy_all(source, stored, temporary)
         meta = {
-            "digest": digest_of(mapped(temporary), source.class_names),
+            "digest": digest_of(mapped(temporary, names), (*source.class_names, *source.domain_names)),
             "class_names": source.class_names,
+            "domain_names": source.domain_names,
             "train": config.train,
             "test": config.test,
-            "bytes": {name: (temporary / f"{name}.npy").stat().st_size for name in ARRAYS},
+            "bytes": {name: (temporary / f"{name}.npy").stat().st_size for name in names},
             "options": config.options,
             "files": files,
             "stored": stored._asdict(),
@@ -88,23 +95,25 @@ def prepare(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def mapped(folder: Path) -> list[np.ndarray]:
-    """The four arrays of a prepared folder, in the order of ``ARRAYS``, read-only.
+def mapped(folder: Path, names: Sequence[str] = ARRAYS) -> list[np.ndarray]:
+    """These arrays of a prepared folder, read-only.
 
     Raises:
         OSError, ValueError: one is missing or damaged.
     """
-    return [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS]
+    return [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
 
 
-def digest_of(arrays: list[np.ndarray], class_names: Iterable[str]) -> str:
-    """128-bit hex of the arrays' dtypes, shapes and bytes, and of the class names."""
+def digest_of(arrays: Sequence[np.ndarray], names: Iterable[str]) -> str:
+    """128-bit hex of the dtypes, shapes and bytes of a dataset's arrays (of ``ARRAYS``, and of ``DOMAINS`` where images
+    have domains), and of the names of its classes and domains.
+    """
     state = hashlib.blake2b(digest_size=16)
-    for name, array in zip(ARRAYS, arrays, strict=True):
+    for name, array in zip((*ARRAYS, *DOMAINS), arrays, strict=False):
         state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         for block in _blocks(array):
             state.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-    state.update(json.dumps(tuple(class_names)).encode())
+    state.update(json.dumps(tuple(names)).encode())
     return state.hexdigest()
 
 

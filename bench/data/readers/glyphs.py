@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 VERSION = 1  # raise it when the same options give other arrays
 
+FAMILIES = {"Sans": "Oblique", "SansMono": "Oblique", "Serif": "Italic"}  # and what each calls its slant
 FACES = tuple(
-    family + style
-    for family, slant in (("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"))
-    for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")
+    family + style for family, slant in FAMILIES.items() for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")
 )
 SCRIPTS = ("ARMENIAN", "CYRILLIC", "GEORGIAN", "GREEK")  # the stream's; first words of the characters' Unicode names
 POINTS, BOX, FIELD, SIDE = 48, 24, 32, 16  # drawn at, fitted into, of a field, pooled to (pixels)
@@ -50,6 +49,7 @@ class GlyphOptions(Section):
     shift: Literal["none", "rot90", "xor"] = "none"
     jitter: float = Field(0.5, ge=0, le=1)  #: strength; 0 draws every image of a face alike
     seed: int = Field(0, ge=0)
+    domains: Literal["none", "families"] = "none"  #: families: an image's domain is its face's: Sans, SansMono, Serif
 
 
 def read(config: DatasetConfig, data_dir: Path) -> Arrays:
@@ -76,9 +76,22 @@ def read(config: DatasetConfig, data_dir: Path) -> Arrays:
     train = _draw(chosen, options.faces_train, options.per_face_train, 0, options)
     test = _draw(chosen, options.faces_test, options.per_face_test, 1, options)
     labels = np.arange(options.classes, dtype=np.int64)
-    return Arrays(
+    drawn = Arrays(
         train, labels.repeat(len(train) // len(chosen)), test, labels.repeat(len(test) // len(chosen)), tuple(chosen)
     )
+    if options.domains == "none":
+        return drawn
+    return drawn._replace(
+        train_domains=_families(options.faces_train, options.per_face_train, len(chosen)),
+        test_domains=_families(options.faces_test, options.per_face_test, len(chosen)),
+        domain_names=tuple(FAMILIES),
+    )
+
+
+def _families(faces: list[str], each: int, classes: int) -> np.ndarray:
+    """The domain of every image, in the order in which they are drawn."""
+    numbers = [list(FAMILIES).index(face.partition("-")[0]) for face in faces]
+    return np.tile(np.repeat(np.array(numbers, dtype=np.int64), each), classes)
 
 
 def _rank(character: str) -> bytes:

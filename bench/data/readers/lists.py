@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -26,6 +26,7 @@ class ListsOptions(Section):
     train: list[str] = Field(min_length=1)  #: list files, read in this order
     test: list[str] = Field(min_length=1)
     strip: str = ""  #: what every listed path starts with and ``root`` already says
+    domains: Literal["none", "folder"] = "none"  #: folder: the first folder of its path in ``root``
     names: str | None = None  #: file of ``folder name`` lines; None: classes are named as their folders
 
 
@@ -73,7 +74,20 @@ def read(config: DatasetConfig, data_dir: Path) -> Listing:
     (train_files, train_labels), (test_files, test_labels) = sides
     folders = _folders(train_files, train_labels, config.classes)
     class_names = named(config, below(data_dir, options.names) if options.names else None, folders)
-    return Listing(train_files, train_labels, test_files, test_labels, class_names)
+    listing = Listing(train_files, train_labels, test_files, test_labels, class_names)
+    return listing if options.domains == "none" else _with_domains(config, listing, below(data_dir, options.root))
+
+
+def _with_domains(config: DatasetConfig, listing: Listing, root: Path) -> Listing:
+    """Domains are numbered in the order of their names."""
+    for file in (*listing.train_files, *listing.test_files):
+        if file.parent == root:
+            raise UserError(f"{where(config)}: {file}: lies in no folder, so options.domains has no domain for it")
+    train, test = ([f.relative_to(root).parts[0] for f in files] for files in (listing.train_files, listing.test_files))
+    names = sorted({*train, *test})
+    numbers = {name: i for i, name in enumerate(names)}
+    train_domains, test_domains = (np.array([numbers[n] for n in side], dtype=np.int64) for side in (train, test))
+    return listing._replace(train_domains=train_domains, test_domains=test_domains, domain_names=tuple(names))
 
 
 def _entries(config: DatasetConfig, source: Path) -> tuple[list[str], list[int]]:

@@ -19,6 +19,9 @@ class Arrays(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    train_domains: np.ndarray | None = None  # int64 (N,), 0..domains-1, where the reader tells images' domains
+    test_domains: np.ndarray | None = None
+    domain_names: tuple[str, ...] = ()
 
 
 class Listing(NamedTuple):
@@ -29,6 +32,9 @@ class Listing(NamedTuple):
     test_files: list[Path]
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    train_domains: np.ndarray | None = None  # as of Arrays
+    test_domains: np.ndarray | None = None
+    domain_names: tuple[str, ...] = ()
 
 
 class Reader(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.data.scenario import SCENARIOS
 from bench.report.figures.drawing import LeftOut, caption, measured, sheet, short_title, write_caption
 from bench.report.rows import BLOCK, Row, grouped
 
@@ -26,7 +27,10 @@ def confusion(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     of the images steals. Mean over repeats. Without a choice of methods, the first of the report.
     """
     every = measured(rows, "test_images")
-    found = [row for row in every if _whole(row)]
+    headed = [row for row in every if not SCENARIOS[row["scenario"]].shared_head]
+    if every and not headed:
+        raise LeftOut("all tasks share one head, so none answers for another's")
+    found = [row for row in headed if _whole(row)]
     panels: list[list[Panel]] = []
     dropped: dict[str, None] = {}
     for stream in grouped(found, BLOCK).values():
@@ -41,7 +45,7 @@ def confusion(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     if not panels:
         raise LeftOut("no predictions (pred.npz) of a stream of several tasks lie beside the records")
     left_out = [f" Not shown: {', '.join(dropped)}."] if dropped else []
-    left_out += [f" Cells without whole predictions: {len(every) - len(found)}."] if len(found) < len(every) else []
+    left_out += [f" Cells without whole predictions: {len(headed) - len(found)}."] if len(found) < len(headed) else []
     return _draw(panels, "".join(left_out))
 
 
