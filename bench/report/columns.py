@@ -100,6 +100,11 @@ def _coordinate(key: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda record: record["coordinates"].get(key)
 
 
+def _scenario(record: Mapping[str, Any]) -> str | None:
+    """Only what is not the default is recorded."""
+    return record["coordinates"].get("scenario", DEFAULT) if record["coordinates"] else None
+
+
 def _total(key: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda record: (record.get("totals") or {}).get(key)
 
@@ -193,8 +198,7 @@ COLUMNS: tuple[Column, ...] = (
           digits=0, shown=_RESULTS),
     Column("digest", "Digest", lambda record: record.get("digest"), "of what was served last", kind="state",
            shown=_RESULTS),
-    _place("scenario", "Scenario", lambda record: record["coordinates"].get("scenario", DEFAULT),
-           "what the tasks of the stream are", shown=_RESULTS),
+    _place("scenario", "Scenario", _scenario, "what the tasks of the stream are", shown=_RESULTS),
 )  # fmt: skip
 BY_KEY = {column.key: column for column in COLUMNS}
 SUMMARISED = tuple(column for column in COLUMNS if column.kind in ("metric", "cost"))  #: what has a mean over repeats
