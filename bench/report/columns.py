@@ -20,7 +20,7 @@ from bench.records import metrics
 Kind = Literal["coordinate", "state", "metric", "cost"]
 #: results: ``clmerge results``; table: a report that names no columns; terminal: first where room is short; page: its
 #: list of cells
-Place = Literal["results", "table", "terminal", "page"]
+ShownOn = Literal["results", "table", "terminal", "page"]
 Unit = Literal["", "%", "points", "s", "MB", "bytes"]
 Summary = tuple[float | None, float | None]  #: mean and sample standard deviation over repeats; None where undefined
 
@@ -50,7 +50,7 @@ class Column:
     of: Callable[[Mapping[str, Any]], Any]
     about: str = ""
     kind: Kind = "metric"
-    shown: frozenset[Place] = frozenset()
+    shown: frozenset[ShownOn] = frozenset()
     unit: Unit = ""
     digits: int = 1
     better: Literal["higher", "lower"] | None = None
@@ -139,8 +139,8 @@ def _image_bytes(record: Mapping[str, Any]) -> int | None:
 
 
 # ---- the columns, in the order of print --------------------------------------------------------------------------
-_RESULTS, _LISTED = frozenset[Place]({"results"}), frozenset[Place]({"results", "page"})
-_HEADLINE = frozenset[Place]({"results", "table", "terminal"})
+_RESULTS, _LISTED = frozenset[ShownOn]({"results"}), frozenset[ShownOn]({"results", "page"})
+_HEADLINE = frozenset[ShownOn]({"results", "table", "terminal"})
 _place = partial(Column, kind="coordinate")
 _percent = partial(Column, unit="%", better="higher")
 _points = partial(Column, unit="points")
@@ -152,7 +152,7 @@ COLUMNS: tuple[Column, ...] = (
         _place(key, heading, _coordinate(key), shown=shown)
         for key, heading, shown in (
             ("dataset", "Dataset", _LISTED), ("n_tasks", "T", _LISTED), ("protocol", "Protocol", _LISTED),
-            ("eval_split", "Split", frozenset[Place]({"page"})), ("method", "Method", _LISTED),
+            ("eval_split", "Split", frozenset[ShownOn]({"page"})), ("method", "Method", _LISTED),
             ("variant", "Variant", _RESULTS), ("start", "Start", _RESULTS), ("class_order_seed", "Order", _LISTED),
             ("run_seed", "Run", _LISTED),
         )
@@ -205,7 +205,7 @@ SUMMARISED = tuple(column for column in COLUMNS if column.kind in ("metric", "co
 METRICS = tuple(column.key for column in COLUMNS if column.kind == "metric")
 
 
-def shown_on(place: Place) -> list[Column]:
+def shown_on(place: ShownOn) -> list[Column]:
     """The columns of a place, in order of print; those of ``clmerge results`` in the order of :data:`CONTRACT`."""
     columns = [column for column in COLUMNS if place in column.shown]
     if place == "results":

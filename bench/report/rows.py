@@ -63,7 +63,7 @@ def detailed_rows(records: Iterable[Record], standings: Mapping[str, Standing] =
     are dicts of key and options; ``head`` is the kind that the method brings, if any.
     """
     keys = [column.key for column in COLUMNS]
-    found = []
+    detailed = []
     for record in records:
         row = _values(record, standings, keys) | _of_method(record) | _of_tasks(record)
         row |= {
@@ -76,8 +76,8 @@ def detailed_rows(records: Iterable[Record], standings: Mapping[str, Standing] =
         row["keeps_images"] = row["keeps_images"] and row["carried_image_bytes"] != 0
         if row["status"] == "outdated":  # its numbers answer another question
             row["curve"] = None
-        found.append(row)
-    return sorted(found, key=_by_coordinates)
+        detailed.append(row)
+    return sorted(detailed, key=_by_coordinates)
 
 
 def labelled(rows: Iterable[Row]) -> list[Row]:

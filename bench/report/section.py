@@ -38,7 +38,7 @@ class TableSection:
         about: a paragraph above it.
         level: of the title, 2 or 3.
         labels: how many columns from the left are words.
-        first: of columns that do not all fit on a terminal, those that are shown first; the others are named.
+        first: headings that go first, in this order, where not all fit on a terminal; what does not fit is named.
     """
 
     title: str
@@ -48,7 +48,7 @@ class TableSection:
     about: str = ""
     level: int = 2
     labels: int = 1
-    first: frozenset[str] = frozenset()
+    first: Sequence[str] = ()
 
     def column(self, *heading: str) -> list[str]:
         """The texts under a heading."""

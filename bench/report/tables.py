@@ -29,7 +29,8 @@ from bench.report.section import TableSection
 
 KEEPS_IMAGES = "Keeps images of past tasks"
 DEFAULT_COLUMNS = tuple(column.key for column in shown_on("table"))
-PREFERRED = frozenset(column.heading for column in shown_on("terminal"))
+TROUBLE = "Cells"  #: the heading over what is not simply done
+FIRST = ("n", TROUBLE, *(column.heading for column in shown_on("terminal")))
 IDENTITY = (*BLOCK, "label", "method", "variant", "start", "title", "method_status")
 COUNTED = ("n", "cells", *TROUBLES, "keeps_images")
 
@@ -151,10 +152,9 @@ def section(block: Block, columns: Sequence[str], notes: Sequence[str]) -> Table
     ]
     troubles = [_troubles(line) for line in block.lines]
     if any(troubles):
-        heads.append("Cells")
+        heads.append(TROUBLE)
         rows = [[*row, trouble] for row, trouble in zip(rows, troubles, strict=True)]
-    first = PREFERRED | {"n", "Cells"}
-    return TableSection(block.title, [(head,) for head in heads], rows, notes, labels=2, first=first)
+    return TableSection(block.title, [(head,) for head in heads], rows, notes, labels=2, first=FIRST)
 
 
 def _troubles(line: dict[str, Any]) -> str:

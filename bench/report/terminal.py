@@ -54,14 +54,18 @@ class FittingTable:
 
 def fitting(section: TableSection, width: int) -> list[int]:
     """The columns that ``width`` characters have room for: the labels, then ``section.first``, then the others."""
-    places = range(len(section.heads))
-    rank = [i < section.labels or section.heads[i][-1] in section.first for i in places]
+    heads = [head[-1] for head in section.heads]
+    first = {heading: rank for rank, heading in enumerate(section.first)}
+
+    def rank(column: int) -> int:
+        return -1 if column < section.labels else first.get(heads[column], len(first))
+
     shown: list[int] = []
     room = width - EDGES
-    for i in sorted(places, key=lambda i: not rank[i]):
-        needed = _width(section, i) + PADDING + bool(shown)
+    for column in sorted(range(len(heads)), key=rank):
+        needed = _width(section, column) + PADDING + bool(shown)
         if needed <= room or not shown:
-            shown.append(i)
+            shown.append(column)
             room -= needed
     return sorted(shown)
 

@@ -196,7 +196,7 @@ def test_a_rule_from_outside_reuses_the_training_and_the_plan_says_so(
 
 def test_results_contract(ran: Path, tmp_path: Path) -> None:
     done = clmerge("results", "--csv", "-", "--results", str(ran))
-    assert done.stdout.splitlines()[0] == COLUMNS
+    assert done.stdout.splitlines()[0].startswith(COLUMNS)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["method"] for row in rows] == ["average", "task_arithmetic"]
     for row in rows:

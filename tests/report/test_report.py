@@ -224,6 +224,16 @@ def test_failed_and_damaged_cells_stay_visible_and_out_of_the_mean(tmp_path: Pat
     assert (read["n"], read["failed"], read["damaged"], read["a_last_sd"]) == ("1", "2", "1", "")
 
 
+def test_what_went_wrong_is_shown_on_the_narrowest_terminal(tmp_path: Path) -> None:
+    records = [*fake.grid(2, methods=("pm", "ewc")), fake.record("pm", 9, status="failed")]
+    report = build_report(fake.write(tmp_path, records), EMBEDDED)
+    for width in (80, 60):
+        text = rendered(report, width)
+        assert "failed 1/3" in text
+        assert "Not shown, the terminal is too narrow:" in text
+        assert "A_last" in text
+
+
 def test_a_method_that_only_failed_has_a_row() -> None:
     lines = block([fake.record("ewc"), fake.record("pm", status="failed")]).lines
     assert [(line["label"], line["n"], line["a_last"]) for line in lines][1] == ("pm", 0, (None, None))

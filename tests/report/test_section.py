@@ -24,7 +24,7 @@ WIDE = TableSection(
     [("Method",), ("Start",), ("First one",), ("Second",), ("Third thing",)],
     [["average@merged", "merged", "50.0 ± 1.0", "60.0 ± 1.0", "70.0 ± 1.0"]],
     labels=2,
-    first=frozenset({"Third thing"}),
+    first=("Third thing",),
 )
 
 

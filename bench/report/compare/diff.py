@@ -83,7 +83,7 @@ class Pair:
         """What of the machine, the libraries or the commit differs."""
         return changes(self.a.environment, self.b.environment)
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The pair for ``--json``."""
         return self.place | {
             "same": self.same,
@@ -116,7 +116,7 @@ class Difference:
         """``clmerge diff --json``."""
         return {
             "same": self.same,
-            "cells": [pair.told() for pair in self.pairs],
+            "cells": [pair.as_json() for pair in self.pairs],
             "only_a": self.only_a,
             "only_b": self.only_b,
             "notes": self.notes,
@@ -172,7 +172,7 @@ def changes(a: str, b: str) -> Changes:
 
 
 def _sides(folder: Path, name: str, notes: list[str]) -> dict[Place, Side]:
-    found: dict[Place, Side] = {}
+    sides: dict[Place, Side] = {}
     lost = twice = 0
     for record in iter_records(folder):
         place = tuple(record["coordinates"].get(key) for key in PLACE)
@@ -180,17 +180,17 @@ def _sides(folder: Path, name: str, notes: list[str]) -> dict[Place, Side]:
             lost += 1
             continue
         side = _side(record)
-        twice += place in found
+        twice += place in sides
         # Two records with the same coordinates: what a protocol's name stands for has changed between them.
-        if place not in found or side.written > found[place].written:
-            found[place] = side
-    if not found:
+        if place not in sides or side.written > sides[place].written:
+            sides[place] = side
+    if not sides:
         raise UserError(f"{folder / 'runs'}: no records; name a results folder, the one that holds runs/")
     if lost:
         notes.append(f"{name}: {lost} damaged records do not say which cell they are")
     if twice:
         notes.append(f"{name}: {twice} records have the coordinates of another; the newest one was compared")
-    return found
+    return sides
 
 
 def _side(record: Record) -> Side:
@@ -229,9 +229,9 @@ def _by_method(pairs: Iterable[Pair]) -> Iterator[str]:
             groups.setdefault(f"{stream_title(pair.place)}: {pair.place['variant']}", []).append(pair.difference)
     if groups:
         yield "A_last of the cells that differ, B minus A, paired:"
-    for where, found in groups.items():
-        spread = f", {min(found):+.2f} to {max(found):+.2f}" if len(found) > 1 else ""
-        yield f"  {where}: mean {statistics.fmean(found):+.2f} over {len(found)}{spread}"
+    for where, differences in groups.items():
+        spread = f", {min(differences):+.2f} to {max(differences):+.2f}" if len(differences) > 1 else ""
+        yield f"  {where}: mean {statistics.fmean(differences):+.2f} over {len(differences)}{spread}"
 
 
 def _changed(what: str, pairs: Iterable[Pair], changes_of: Callable[[Pair], Mapping[str, Any]]) -> Iterator[str]:

@@ -96,7 +96,7 @@ def draw(wanted: Sequence[FigureConfig], rows: Sequence[Row], labels: Sequence[s
     # Processes take longer to start than a few hundred cells to draw.
     jobs = min(cpu_count(), len(wanted)) if len(rows) > MANY else 1
     tasks = [(config, [row for row in rows if config.shows(row)]) for config in wanted]
-    made = Parallel(n_jobs=jobs)(delayed(_draw)(config.name, mine, labels) for config, mine in tasks) if tasks else []
+    made = Parallel(n_jobs=jobs)(delayed(_draw)(config.name, shown, labels) for config, shown in tasks) if tasks else []
     named = list(zip((config.name for config in wanted), made, strict=True))
     return Figures(
         {name: files for name, files in named if not isinstance(files, str)},

@@ -30,22 +30,22 @@ def confusion(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     headed = [row for row in every if not SCENARIOS[row["scenario"]].shared_head]
     if every and not headed:
         raise LeftOut("all tasks share one head, so none answers for another's")
-    found = [row for row in headed if _whole(row)]
+    whole = [row for row in headed if _whole(row)]
     panels: list[list[Panel]] = []
     dropped: dict[str, None] = {}
-    for stream in grouped(found, BLOCK).values():
+    for stream in grouped(whole, BLOCK).values():
         sizes = next((row["task_sizes"] for row in stream if len(row["task_sizes"]) == row["n_tasks"]), None)
         if sizes is None or len(sizes) < 2:
             continue
         methods = grouped(stream, ("label",))
         names = [label for label in labels if (label,) in methods]
         dropped |= dict.fromkeys(names[MOST:])
-        mine = [(name, methods[(name,)], mean_shares(methods[(name,)], sizes)) for name in names[:MOST]]
-        panels.append(mine)
+        of_stream = [(name, methods[(name,)], mean_shares(methods[(name,)], sizes)) for name in names[:MOST]]
+        panels.append(of_stream)
     if not panels:
         raise LeftOut("no predictions (pred.npz) of a stream of several tasks lie beside the records")
     left_out = [f" Not shown: {', '.join(dropped)}."] if dropped else []
-    left_out += [f" Cells without whole predictions: {len(headed) - len(found)}."] if len(found) < len(headed) else []
+    left_out += [f" Cells without whole predictions: {len(headed) - len(whole)}."] if len(whole) < len(headed) else []
     return _draw(panels, "".join(left_out))
 
 
@@ -75,9 +75,9 @@ def shares(predictions: Path, sizes: Sequence[int]) -> np.ndarray:
     with np.load(predictions, allow_pickle=False) as stored:
         true, predicted = stored["true"], stored["predicted"][-1]
     edges = np.cumsum(sizes)
-    told = (true >= 0) & (predicted >= 0)
+    classified = (true >= 0) & (predicted >= 0)
     counts = np.zeros((len(sizes), len(sizes)))
-    np.add.at(counts, tuple(np.searchsorted(edges, which[told], side="right") for which in (true, predicted)), 1)
+    np.add.at(counts, tuple(np.searchsorted(edges, which[classified], side="right") for which in (true, predicted)), 1)
     counts = np.vstack([counts, counts.sum(axis=0)])
     return 100 * counts / counts.sum(axis=1, keepdims=True)
 
@@ -85,10 +85,10 @@ def shares(predictions: Path, sizes: Sequence[int]) -> np.ndarray:
 def _draw(streams: Sequence[Sequence[Panel]], left_out: str) -> Any:
     columns = min(3, max(map(len, streams)))
     places: list[Panel | None] = []
-    for mine in streams:  # each begins a line of its own
-        places += [*mine, *[None] * (-len(mine) % columns)]
+    for of_stream in streams:  # each begins a line of its own
+        places += [*of_stream, *[None] * (-len(of_stream) % columns)]
     figure, grid = sheet(2.75 * columns + 0.6, 2.9 * (len(places) // columns) + 0.6, len(places), columns)
-    panels = [panel for mine in streams for panel in mine]
+    panels = [panel for of_stream in streams for panel in of_stream]
     most = max(float(matrix.max()) for _, _, matrix in panels)
     for axes, panel in zip(grid, places, strict=True):
         if panel is None:

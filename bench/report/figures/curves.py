@@ -27,7 +27,7 @@ ONSET = {"loss": "loss of the new task (nats)", "grad_norm": "gradient norm"}
 
 def accuracy_over_tasks(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     """A_1..A_T (sample-weighted, percent). What is evaluated only at the end (joint training) is a marker there."""
-    found = measured(rows, "curve")
+    shown = measured(rows, "curve")
     panels = [
         LinePanel(
             stream_title(stream[0]),
@@ -35,9 +35,9 @@ def accuracy_over_tasks(rows: Sequence[Row], labels: Sequence[str]) -> Any:
             "accuracy over seen classes, $A_t$ (%)",
             _by_label(stream, [list(enumerate(row["curve"], start=1)) for row in stream]),
         )
-        for stream in grouped(found, BLOCK).values()
+        for stream in grouped(shown, BLOCK).values()
     ]
-    return line_panels(panels, looks(labels), caption(f"{SPREAD} {{n}}.", found))
+    return line_panels(panels, looks(labels), caption(f"{SPREAD} {{n}}.", shown))
 
 
 def accuracy_against_tasks(rows: Sequence[Row], labels: Sequence[str]) -> Any:
@@ -45,11 +45,11 @@ def accuracy_against_tasks(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     longest: dict[str, str] = {}
     for row in rows:  # a label is as short as its stream allows
         longest[row["variant"]] = max(longest.get(row["variant"], ""), row["label"], key=len)
-    found = [row | {"label": longest[row["variant"]]} for row in measured(rows, "a_last")]
+    known = [row | {"label": longest[row["variant"]]} for row in measured(rows, "a_last")]
     panels, used, once = [], [], []
-    for mine in grouped(found, ("dataset", "protocol", "eval_split")).values():
-        counts = {key: {row["n_tasks"] for row in of} for (key,), of in grouped(mine, ("label",)).items()}
-        kept = [row for row in mine if len(counts[row["label"]]) > 1]
+    for of_dataset in grouped(known, ("dataset", "protocol", "eval_split")).values():
+        counts = {key: {row["n_tasks"] for row in of} for (key,), of in grouped(of_dataset, ("label",)).items()}
+        kept = [row for row in of_dataset if len(counts[row["label"]]) > 1]
         if kept:
             title = stream_title(kept[0]).replace(f", T = {kept[0]['n_tasks']}", "", 1)
             series = _by_label(kept, [[(row["n_tasks"], row["a_last"])] for row in kept])

@@ -22,8 +22,8 @@ def ladder(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     The way is from the frozen backbone with trained heads to the best of what is trained on all data at once, and is
     not shown where either was not run.
     """
-    found = measured(rows, "a_last")
-    streams = list(grouped(found, BLOCK).values())
+    shown = measured(rows, "a_last")
+    streams = list(grouped(shown, BLOCK).values())
     heights = [LINE * len(_lines(stream)) + 1.25 for stream in streams]
     figure, panels = sheet(5.6, sum(heights) + 0.4, len(streams), 1, gridspec_kw={"height_ratios": heights})
     style = looks(labels)
@@ -33,7 +33,7 @@ def ladder(rows: Sequence[Row], labels: Sequence[str]) -> Any:
         f"{SPREAD} {{n}}. Dashed: the frozen backbone and the best of all data at once; between them the share of the "
         "way, 0 to 100 %. What serves all data at once is a ceiling only for its own heads."
     )
-    write_caption(figure, caption(text, found))
+    write_caption(figure, caption(text, shown))
     return figure
 
 
@@ -53,9 +53,9 @@ def _lines(stream: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """From the bottom: the methods of each rung with their repeats, worst first, then the rung's name with none."""
     lines: list[tuple[str, list[Row]]] = []
     for name in RUNGS:
-        mine = grouped((row for row in stream if rung(row) == name), ("label",))
-        order = sorted(mine, key=lambda key: _mean(mine[key]))
-        lines += [(label, mine[(label,)]) for (label,) in order] + ([(name, [])] if mine else [])
+        methods = grouped((row for row in stream if rung(row) == name), ("label",))
+        order = sorted(methods, key=lambda key: _mean(methods[key]))
+        lines += [(label, methods[(label,)]) for (label,) in order] + ([(name, [])] if methods else [])
     return lines
 
 
@@ -93,7 +93,7 @@ def _draw(axes: Any, stream: Sequence[Row], style: Mapping[str, Look]) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("$A_{last}$ (%)")
     axes.set_title(short_title(stream[0]), fontsize=8.5, loc="left")
-    best = {name: max((_mean(mine) for _, mine in lines if mine and rung(mine[0]) == name), default=None)
+    best = {name: max((_mean(repeats) for _, repeats in lines if repeats and rung(repeats[0]) == name), default=None)
             for name in (FROZEN, ALL_DATA)}  # fmt: skip
     low, high = best[FROZEN], best[ALL_DATA]
     if low is None or high is None or high <= low:

@@ -23,8 +23,8 @@ def losses(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     Of task means, A_last = learning accuracy - later drift, and the accuracy before merging is learning accuracy +
     merge drop: so the panels account for all that is lost.
     """
-    found, missing = after_every_task(rows, "learn_acc")
-    streams = list(grouped(found, BLOCK).values())
+    shown, missing = after_every_task(rows, "learn_acc")
+    streams = list(grouped(shown, BLOCK).values())
     heights = [BAR * len(grouped(stream, ("label",))) + 0.75 for stream in streams]
     figure, grid = sheet(
         7.4, sum(heights) + 0.5, 3 * len(streams), 3, sharey="row", gridspec_kw={"height_ratios": heights}
@@ -37,13 +37,13 @@ def losses(rows: Sequence[Row], labels: Sequence[str]) -> Any:
         f"{SPREAD} {{n}}; task means. After each name: A_last (%), which is learning accuracy minus later drift. "
         "Below 0: the merge, or a later task, helped. Not defined: heads fitted after the merge."
     )
-    write_caption(figure, caption(text + missing, found))
+    write_caption(figure, caption(text + missing, shown))
     return figure
 
 
 def _draw(panels: Sequence[Any], stream: Sequence[Row]) -> None:
     methods = grouped(stream, ("label",))
-    last = {label: statistics.fmean(r["a_last_taskmean"] for r in mine) for (label,), mine in methods.items()}
+    last = {label: statistics.fmean(r["a_last_taskmean"] for r in repeats) for (label,), repeats in methods.items()}
     order = sorted(last, key=last.__getitem__)
     for axes, name, shade in zip(panels, COLUMNS, ("#0173b2", "#de8f05", "#999999"), strict=True):
         for y, label in enumerate(order):

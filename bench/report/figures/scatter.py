@@ -31,9 +31,9 @@ def stability(rows: Sequence[Row], labels: Sequence[str]) -> Any:
 
     Of task means, A_last is their difference, so lines of equal A_last are straight and drawn.
     """
-    found, missing = after_every_task(rows, "learn_acc", "drift")
-    streams = list(grouped(found, BLOCK).values())
-    figure, panels = _sheet(len(streams), min(3, len(streams)), found)
+    shown, missing = after_every_task(rows, "learn_acc", "drift")
+    streams = list(grouped(shown, BLOCK).values())
+    figure, panels = _sheet(len(streams), min(3, len(streams)), shown)
     style = looks(labels)
     for axes, stream in zip(panels, streams, strict=True):
         _points(axes, stream, "learn_acc", "drift", style)
@@ -42,21 +42,21 @@ def stability(rows: Sequence[Row], labels: Sequence[str]) -> Any:
         axes.margins(0.1)
         axes.invert_yaxis()
         _iso_lines(axes)
-    _legend(figure, found, style)
+    _legend(figure, shown, style)
     text = f"{SPREAD} {{n}}; task means. Dotted: equal A_last, which is learning accuracy minus later drift."
-    write_caption(figure, caption(text + missing, found))
+    write_caption(figure, caption(text + missing, shown))
     return figure
 
 
 def costs(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     """A_last against carried bytes and against seconds (training alone plus merging), two panels a stream."""
-    found = [row for row in measured(rows, "a_last") if None not in (row["carried_bytes"], row["seconds"])]
-    if not found:
+    shown = [row for row in measured(rows, "a_last") if None not in (row["carried_bytes"], row["seconds"])]
+    if not shown:
         raise LeftOut("no cell recorded what it cost")
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-    streams = list(grouped(found, BLOCK).values())
-    figure, panels = _sheet(2 * len(streams), 2, found)
+    streams = list(grouped(shown, BLOCK).values())
+    figure, panels = _sheet(2 * len(streams), 2, shown)
     style = looks(labels)
     for i, stream in enumerate(streams):
         carried, seconds = panels[2 * i : 2 * i + 2]
@@ -78,12 +78,12 @@ def costs(rows: Sequence[Row], labels: Sequence[str]) -> Any:
         seconds.xaxis.set_minor_locator(NullLocator())
         seconds.xaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
         seconds.set(xlabel="training alone and merging", ylabel="$A_{last}$ (%)")
-    _legend(figure, found, style)
+    _legend(figure, shown, style)
     text = (
         f"{SPREAD} {{n}}. Carried: what crosses a task boundary beyond pretrained and served weights and heads. "
         "Seconds depend on the machine, and on what else ran on it."
     )
-    write_caption(figure, caption(text, found))
+    write_caption(figure, caption(text, shown))
     return figure
 
 
@@ -96,14 +96,14 @@ def _sheet(panels: int, columns: int, rows: Sequence[Row]) -> tuple[Any, list[An
 
 def _points(axes: Any, stream: Sequence[Row], x: str, y: str, style: Mapping[str, Look]) -> None:
     """Means with crosses of one sample sd."""
-    for (label,), mine in grouped(stream, ("label",)).items():
-        across, up = [row[x] for row in mine], [row[y] for row in mine]
+    for (label,), repeats in grouped(stream, ("label",)).items():
+        across, up = [row[x] for row in repeats], [row[y] for row in repeats]
         look = style[label]
         axes.errorbar(
             statistics.fmean(across),
             statistics.fmean(up),
-            xerr=statistics.stdev(across) if len(mine) > 1 else None,
-            yerr=statistics.stdev(up) if len(mine) > 1 else None,
+            xerr=statistics.stdev(across) if len(repeats) > 1 else None,
+            yerr=statistics.stdev(up) if len(repeats) > 1 else None,
             color=look.colour,
             elinewidth=0.7,
             marker=look.marker,

@@ -64,24 +64,24 @@ def variance(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     """Three bars a method: the standard deviation of A_last by class order, by run, and by the test images drawn."""
     splits: list[tuple[Row, dict[str, Split]]] = []
     for stream in grouped(measured(rows, "a_last"), BLOCK).values():
-        mine = {}
+        by_label = {}
         for (label,), repeats in grouped(stream, ("label",)).items():
             cells = {(row["class_order_seed"], row["run_seed"]): row["a_last"] for row in repeats}
-            found = split(cells, repeats[0]["test_images"])
-            if found:
-                mine[label] = found
-        if mine:
-            splits.append((stream[0], {label: mine[label] for label in labels if label in mine}))
+            components = split(cells, repeats[0]["test_images"])
+            if components:
+                by_label[label] = components
+        if by_label:
+            splits.append((stream[0], {label: by_label[label] for label in labels if label in by_label}))
     if not splits:
         raise LeftOut("no method was run with several runs under each of several class orders")
-    heights = [HEIGHT * len(mine) + 0.9 for _, mine in splits]
+    heights = [HEIGHT * len(by_label) + 0.9 for _, by_label in splits]
     figure, panels = sheet(5.6, sum(heights) + 0.5, len(splits), 1, gridspec_kw={"height_ratios": heights}, sharex=True)
-    for axes, (row, mine) in zip(panels, splits, strict=True):
-        _draw(axes, row, mine)
+    for axes, (row, by_label) in zip(panels, splits, strict=True):
+        _draw(axes, row, by_label)
     panels[-1].set_xlabel("standard deviation of $A_{last}$ (points)")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper right", ncols=3, fontsize=7.5, frameon=False)
-    shown = [row for row in rows if any(row["label"] in mine for _, mine in splits)]
+    shown = [row for row in rows if any(row["label"] in by_label for _, by_label in splits)]
     text = (
         "After each name: class orders x runs under each, from which both components are estimated; few of them make "
         "rough estimates, and a negative one is shown as 0. Test images: binomial, what another draw of as many would "
@@ -91,11 +91,11 @@ def variance(rows: Sequence[Row], labels: Sequence[str]) -> Any:
     return figure
 
 
-def _draw(axes: Any, row: Row, mine: Mapping[str, Split]) -> None:
+def _draw(axes: Any, row: Row, by_label: Mapping[str, Split]) -> None:
     for i, (name, (label, colour, hatch)) in enumerate(BARS.items()):
         axes.barh(
-            [y + 0.26 * (1 - i) for y in range(len(mine))],
-            [getattr(found, name) for found in mine.values()][::-1],
+            [y + 0.26 * (1 - i) for y in range(len(by_label))],
+            [getattr(components, name) for components in by_label.values()][::-1],
             height=0.25,
             color=colour,
             edgecolor="black",
@@ -103,7 +103,7 @@ def _draw(axes: Any, row: Row, mine: Mapping[str, Split]) -> None:
             hatch=hatch,
             label=label,
         )
-    names = [f"{label}  {found.orders} x {found.runs}" for label, found in mine.items()]
-    axes.set_yticks(range(len(mine)), names[::-1], fontsize=7.5)
+    names = [f"{label}  {components.orders} x {components.runs}" for label, components in by_label.items()]
+    axes.set_yticks(range(len(by_label)), names[::-1], fontsize=7.5)
     axes.grid(visible=False, axis="y")
     axes.set_title(stream_title(row), fontsize=9, loc="left")

@@ -62,9 +62,9 @@ def _draw(axes: Any, one: HeatMap, scale: Any) -> None:
                 _draw_cell(axes, one.cells.get((rule, column)), one.n, x, y, scale)
             y += 1
     for trainer in trainers:
-        mine = [x for column, x in across.items() if column[0] == trainer]
-        axes.text((mine[0] + mine[-1] + 1) / 2, -0.62, trainer, ha="center", va="bottom", fontsize=9)
-        axes.plot([mine[0] + 0.05, mine[-1] + 0.95], [-0.55, -0.55], color="black", linewidth=0.6, clip_on=False)
+        places = [x for column, x in across.items() if column[0] == trainer]
+        axes.text((places[0] + places[-1] + 1) / 2, -0.62, trainer, ha="center", va="bottom", fontsize=9)
+        axes.plot([places[0] + 0.05, places[-1] + 0.95], [-0.55, -0.55], color="black", linewidth=0.6, clip_on=False)
     for (_, start), x in across.items():
         axes.text(x + 0.5, -0.08, start, ha="center", va="bottom", fontsize=7.5)
     axes.set(xlim=(0, right), ylim=(y, 0))

@@ -30,7 +30,7 @@ STATES = ("done", "stale", "outdated", "failed", "damaged", "missing")
 
 
 @dataclass(frozen=True)
-class Place:
+class TablePlace:
     """A measured column without its metric."""
 
     setting: Setting
@@ -55,7 +55,7 @@ class RowAtPlace:
     """One row of a table at one place: its cells, and their rows where they have records."""
 
     line: TableRow
-    place: Place
+    place: TablePlace
     method: Method
     cells: list[Cell]
     rows: Mapping[str, Row]  #: of those that have records, by cell id
@@ -93,7 +93,7 @@ class MeasuredTable:
     """A table with what is there of it."""
 
     table: PaperTable
-    places: list[Place]
+    places: list[TablePlace]
     entries: list[list[RowAtPlace]]  #: rows x places
     families: dict[str, PublishedFamily]  #: beside and below
 
@@ -141,7 +141,7 @@ class MeasuredTable:
         return None
 
     def on_streams(
-        self, family: PublishedFamily, metric: str, places: list[Place], stated: bool = True
+        self, family: PublishedFamily, metric: str, places: list[TablePlace], stated: bool = True
     ) -> list[PublishedNumber]:
         """The family's numbers on these streams; not ``stated``: those on the datasets that state no task count."""
         streams = {(place.dataset.key, place.n_tasks if stated else None) for place in places}
@@ -211,7 +211,7 @@ def _refuse_images(method: Method, line: TableRow, where: str) -> None:
         )
 
 
-def _places(table: PaperTable, columns: StreamColumns, folders: list[Path]) -> list[Place]:
+def _places(table: PaperTable, columns: StreamColumns, folders: list[Path]) -> list[TablePlace]:
     dataset = load_dataset_config(columns.dataset, folders)
     preset = columns.protocol or table.protocol or dataset.protocol
     protocol = for_dataset(load_protocol(preset), dataset.key)
@@ -225,6 +225,6 @@ def _places(table: PaperTable, columns: StreamColumns, folders: list[Path]) -> l
     trainers: list[str | None] = [*columns.trainers] or [None]
     starts: list[Start | None] = [*columns.starts] or [None]
     return [
-        Place(setting, columns.title or dataset.title, n_tasks, trainer, start)
+        TablePlace(setting, columns.title or dataset.title, n_tasks, trainer, start)
         for n_tasks, trainer, start in product(columns.tasks, trainers, starts)
     ]

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from bench.report.columns import BY_KEY
-from bench.report.papers.cells import STATES, MeasuredTable, Place, RowAtPlace
+from bench.report.papers.cells import STATES, MeasuredTable, RowAtPlace, TablePlace
 from bench.report.papers.published import CONFIDENCE, PublishedFamily, PublishedNumber, confidence_notes
 from bench.report.rows import footnotes, grouped
 from bench.report.section import TableSection
@@ -58,7 +58,7 @@ def _below(measured: MeasuredTable) -> Iterable[dict[str, Any]]:
                 yield identity | _published(family, number, place, metric) | {"trainer": "", "start": ""}
 
 
-def _place(place: Place, metric: str) -> dict[str, Any]:
+def _place(place: TablePlace, metric: str) -> dict[str, Any]:
     return {
         "dataset": place.title, "n_tasks": place.n_tasks, "tasks": f"T = {place.n_tasks}",
         "trainer": place.trainer or "", "start": place.start or "", "metric": metric,
@@ -76,7 +76,7 @@ def _measured(entry: RowAtPlace, metric: str, with_states: bool) -> dict[str, An
     }  # fmt: skip
 
 
-def _published(family: PublishedFamily, number: PublishedNumber, place: Place, metric: str) -> dict[str, Any]:
+def _published(family: PublishedFamily, number: PublishedNumber, place: TablePlace, metric: str) -> dict[str, Any]:
     spread = "" if number.std is None else f" ± {number.std}"
     return _place(place, metric) | {
         "kind": f"Published, {family.title}", "method": number.name, "dataset_key": number.dataset,
