@@ -21,7 +21,7 @@ def _cache_files(results: Path) -> list[Path]:
 
 @cache.command(name="size")
 @common
-def cache_size(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool) -> None:
+def cache_size(results: Path) -> None:
     """Say how large the cache is."""
     files = _cache_files(results)
     click.echo(f"{results / 'cache'}: {len(files)} artifacts, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB")
@@ -29,7 +29,7 @@ def cache_size(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool
 
 @cache.command(name="prune")
 @common
-def cache_prune(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool) -> None:
+def cache_prune(results: Path) -> None:
     """Delete the cache; records stay, and what is needed again is computed again."""
     files = _cache_files(results)
     size = sum(f.stat().st_size for f in files)

@@ -27,7 +27,7 @@ QUICK_STEPS = 3  #: of rules that optimise coefficients, where the spelling says
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON and nothing else.")
 @common
 def check(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, names: tuple[str, ...], everything: bool,
+    plugins: tuple[Path, ...], quiet: bool, names: tuple[str, ...], everything: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Try methods, spellings, or all that plugin files declare, on a tiny world: pass, fail or skip, with the reason.

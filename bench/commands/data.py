@@ -13,7 +13,7 @@ from bench.commands.options import common
 from bench.common.errors import UserError
 from bench.config.files import for_dataset, load_dataset_config, load_protocol, yaml_files
 from bench.config.schema import DatasetConfig, ImageConfig
-from bench.registry import plugin_places
+from bench.registry import dataset_folders
 
 NAMES = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 PROTOCOL = click.option(
@@ -29,7 +29,7 @@ def data() -> None:
 @data.command()
 @NAMES
 @common
-def get(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, names: tuple[str, ...]) -> None:
+def get(data: Path, plugins: tuple[Path, ...], quiet: bool, names: tuple[str, ...]) -> None:
     """Download, check and extract; what is there and right is left alone.
 
     \b
@@ -58,7 +58,7 @@ def get(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, names
 @data.command()
 @NAMES
 @common
-def verify(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, names: tuple[str, ...]) -> None:
+def verify(data: Path, plugins: tuple[Path, ...], names: tuple[str, ...]) -> None:
     """Check files against their checksums, and the layout against the counts; no image is decoded.
 
     Exit 1 where something is wrong, or a dataset that was named is not there.
@@ -116,9 +116,7 @@ def _verified(config: DatasetConfig, data_dir: Path) -> tuple[str, bool]:
 @NAMES
 @PROTOCOL
 @common
-def prepare(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, names: tuple[str, ...], protocol: str
-) -> None:
+def prepare(data: Path, plugins: tuple[Path, ...], names: tuple[str, ...], protocol: str) -> None:
     """Decode and resize once, as a protocol shows the images; runs do it themselves where it was not done.
 
     \b
@@ -149,7 +147,7 @@ def prepare(
 @PROTOCOL
 @common
 def show(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, name: str, tasks: int | None,
+    data: Path, plugins: tuple[Path, ...], name: str, tasks: int | None,
     class_order_seed: int, out: Path | None, protocol: str,
 ) -> None:  # fmt: skip
     """Draw contact sheets (PNG): one of all classes, and one a task with training and test images of each class.
@@ -175,7 +173,7 @@ def show(
 
 def _configs(names: tuple[str, ...], plugins: tuple[Path, ...]) -> Iterator[DatasetConfig]:
     """The datasets that are asked for; a wrong name is found before the first is done."""
-    folders = [place for place in plugin_places(plugins)[1:] if place.is_dir()]
+    folders = dataset_folders(plugins)
     if "all" in names:
         found = [path.stem for path in yaml_files("datasets", folders)]
         names = tuple(dict.fromkeys([*found, *(name for name in names if name != "all")]))

@@ -18,7 +18,7 @@ FOLDER = click.Path(path_type=Path)
 @click.argument("b", type=FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, every cell.")
 @common
-def diff(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, a: Path, b: Path, as_json: bool) -> None:
+def diff(quiet: bool, a: Path, b: Path, as_json: bool) -> None:
     """Compare two results folders cell by cell: exit 0 where all that both have is the same, 1 where it is not.
 
     \b

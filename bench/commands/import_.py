@@ -12,7 +12,7 @@ from bench.commands.options import common
 @click.command(name="import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @common
-def import_(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, files: tuple[Path, ...]) -> None:
+def import_(results: Path, quiet: bool, files: tuple[Path, ...]) -> None:
     """Enter accuracy matrices that another harness measured (YAML FILES) into the tables, marked as imported.
 
     \b

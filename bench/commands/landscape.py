@@ -12,7 +12,6 @@ import click
 
 from bench.commands.options import asked_suite, common, grid
 from bench.common.errors import UserError
-from bench.registry import Registry, plugin_places
 
 if TYPE_CHECKING:
     from bench.report.figures.landscape import MergePath
@@ -39,32 +38,28 @@ def landscape(
     """
     from bench.common.cache import Store
     from bench.common.files import write_atomic
-    from bench.execute.execute import Execution, execute
-    from bench.plan.forecast import preflight
-    from bench.plan.grid import expand
-    from bench.plan.todo import make_plan
     from bench.records.record import read_record
+    from bench.session import Session
 
     if not options["methods"]:
         raise UserError("--methods: name whose merges to look at; clmerge list methods has them")
     suite = asked_suite({**options, "seeds": options["seeds"] or "1"})
-    places = tuple(plugin_places(plugins)[1:])
-    pinned = {name: options[name] for name in ("class_order_seed", "run_seed")}
-    cells, blocked = expand(suite, Registry.load(plugins), data, [p for p in places if p.is_dir()], **pinned)
+    names = ("use_cache", "rerun", "class_order_seed", "run_seed")
+    session = Session(
+        suite, results=results, data=data, plugins=plugins, executor="local", quiet=quiet,
+        **{name: options[name] for name in names},
+    )  # fmt: skip
+    cells, blocked = session.grid
     from bench.run.landscape import check_cell, csv
     from bench.run.landscape import landscape as walk
 
     for cell in cells:
         check_cell(cell)
     cells = [dataclasses.replace(cell, keep_weights=True) for cell in cells]
-    plan = make_plan(cells, blocked, results, data, Store(results / "cache", options["use_cache"]), options["rerun"])
+    plan = session.of(cells, blocked).plan()
     if set(plan.stale) - {cell.id for cell in plan.to_run}:
         click.echo("note: some weights were kept by other code than today's; --rerun stale runs them again", err=True)
-    failed: dict[str, str] = {}
-    if plan.to_run:
-        preflight(plan, results, data)
-        execution = Execution(results, data, places, "local", options["use_cache"], quiet=quiet)
-        failed = execute([plan.to_run], execution, max(cell.protocol.threads for cell in cells)).failed
+    failed = session.run(plan).failed
 
     import torch
 

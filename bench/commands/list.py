@@ -19,9 +19,7 @@ from bench.commands.options import common
 @click.option("--protocol", default="embedded", show_default=True, help="Whose tuned values methods are shown with.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @common
-def list_(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, what: str, protocol: str, as_json: bool
-) -> None:
+def list_(data: Path, plugins: tuple[Path, ...], what: str, protocol: str, as_json: bool) -> None:
     """List methods, trainers, rules, datasets, protocols, suites, or the columns of tables."""
     from bench.commands.listing import listing
 

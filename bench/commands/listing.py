@@ -11,7 +11,7 @@ from bench.common.paths import source_of
 from bench.config.files import load_dataset_config, load_protocol, load_suite, yaml_files
 from bench.data.dataset import availability
 from bench.method import Plugin, Rule, Trainer
-from bench.registry import Registry, plugin_places
+from bench.registry import Registry, dataset_folders
 from bench.registry.resolve import look_up
 
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ def listing(what: str, protocol: str, data: Path, plugins: tuple[Path, ...]) -> 
         registry = Registry.load(plugins)
         return [_plugin(registry, cls, data=cls.data) for cls in registry.rules.values()]
     if what == "datasets":
-        folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
+        folders = dataset_folders(plugins)
         return [_dataset(path, folders, data) for path in yaml_files("datasets", folders)]
     if what == "protocols":
         return [

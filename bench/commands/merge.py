@@ -95,7 +95,7 @@ def statistics_given(by_key: tuple[str, ...], short: Mapping[str, tuple[Path, ..
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and nothing else.")
 @common
 def merge(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, method: str, pretrained: Path,
+    plugins: tuple[Path, ...], quiet: bool, method: str, pretrained: Path,
     tasks: tuple[Path, ...], by_key: tuple[str, ...], grad_sq: tuple[Path, ...], start: Start | None,
     settings: tuple[str, ...], seed: int, only: str | None, ignore: str | None, output: Path, as_json: bool,
     **short: tuple[Path, ...],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 import sys
@@ -16,43 +17,51 @@ import yaml
 from bench.common.errors import Interrupted, UserError
 from bench.config.files import load_suite
 from bench.config.schema import EvalSplit, SuiteConfig, check
+from bench.execute.executors import kinds
 
 Command = Callable[..., None]
 
 
-def common(function: Command) -> Command:
-    """The options that mean the same on every command, and one line instead of a traceback for a mistake or Ctrl-C."""
-
-    @click.option(
+_SHARED = {
+    "results": click.option(
         "--results",
         type=click.Path(path_type=Path),
         envvar="CLMERGE_RESULTS",
         default=Path("results"),
         show_default=True,
         help="Folder of records and cache.",
-    )
-    @click.option(
+    ),
+    "data": click.option(
         "--data",
         type=click.Path(path_type=Path),
         envvar="CLMERGE_DATA",
         default=Path("data"),
         show_default=True,
         help="Folder of datasets.",
-    )
-    @click.option(
+    ),
+    "plugins": click.option(
         "--plugins",
         type=click.Path(path_type=Path),
         multiple=True,
         help="More plugin folders or files (also CLMERGE_PLUGINS).",
-    )
+    ),
+    "quiet": click.option("--quiet", is_flag=True, help="Print results only."),
+}
+
+
+def common(function: Command) -> Command:
+    """The options that mean the same on every command, and one line instead of a traceback for a mistake or Ctrl-C.
+
+    A command has those of them that its function takes, so none that it does not read.
+    """
+    takes = inspect.signature(function).parameters
+
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-    @click.option("--quiet", is_flag=True, help="Print results only.")
     @functools.wraps(function)
-    def wrapped(results: Path, data: Path, plugins: tuple[Path, ...], debug: bool, **options: Any) -> None:
+    def wrapped(debug: bool, **options: Any) -> None:
+        folders = {name: options[name].expanduser().resolve() for name in ("results", "data") if name in options}
         try:
-            function(
-                results=results.expanduser().resolve(), data=data.expanduser().resolve(), plugins=plugins, **options
-            )
+            function(**options | folders)
         except UserError as error:
             if debug:
                 raise
@@ -68,6 +77,31 @@ def common(function: Command) -> Command:
                 raise
             click.echo(f"clmerge: {error.filename or 'file'}: {error.strerror or error}", err=True)
             sys.exit(2)
+
+    for name in reversed([name for name in _SHARED if name in takes]):
+        wrapped = _SHARED[name](wrapped)
+    return wrapped
+
+
+def execution(function: Command) -> Command:
+    """The options that say how and where cells are run; the function takes them as ``**options``."""
+
+    @click.option(
+        "--executor",
+        type=click.Choice(kinds()),
+        default="ray",
+        show_default=True,
+        help="Ray Tune, in this process, or jobs of a SLURM cluster.",
+    )
+    @click.option("--workers", type=click.IntRange(1), help="Processes at once; default: what fits the machine.")
+    @click.option(
+        "--gpus-per-run",
+        type=click.FloatRange(0, 1),
+        help="Share of a GPU for one process, 0 for none; default 1 where there are GPUs.",
+    )
+    @functools.wraps(function)
+    def wrapped(**options: Any) -> None:
+        function(**options)
 
     return wrapped
 
@@ -108,7 +142,6 @@ def grid(function: Command) -> Command:
         multiple=True,
         help="Run these again although they have a record.",
     )
-    @click.option("--shard", metavar="K/N", help="Only the K-th of N parts of the trials (job arrays).")
     @click.option("--cache/--no-cache", "use_cache", default=True, help="Share trainings and statistics between cells.")
     @functools.wraps(function)
     def wrapped(**options: Any) -> None:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.options import common, words
+from bench.commands.options import common, execution, words
 from bench.common.errors import UserError
-from bench.registry import Registry, plugin_places
 
 if TYPE_CHECKING:
-    from bench.execute.execute import Execution
     from bench.plan.cell import Cell
     from bench.report.papers.cells import MeasuredTable
     from bench.report.papers.verdicts import Verdicts
+    from bench.session import Session
 
 
 @click.command()
@@ -27,13 +26,11 @@ if TYPE_CHECKING:
     help="Folder to write to.",
 )  # fmt: skip
 @click.option("--run", "run_missing", is_flag=True, help="Run the missing and failed cells of these tables first.")
-@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Processes at once.")
-@click.option("--gpus-per-run", type=click.FloatRange(0, 1), help="Share of a GPU for one process.")
+@execution
 @common
 def paper(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, tables: str | None, out: Path, run_missing: bool,
-    executor: Any, workers: int | None, gpus_per_run: float | None,
+    **how: Any,
 ) -> None:  # fmt: skip
     """Write the tables of papers (Markdown, LaTeX, CSV, HTML), and a verdict on every published number.
 
@@ -49,29 +46,25 @@ def paper(
     from bench.report.papers.layout import PAPER_TABLES, load_table
     from bench.report.papers.published import load_families
     from bench.report.papers.verdicts import judge
+    from bench.session import Session
 
     names = words(tables, "--tables") if tables else [path.stem for path in sorted(PAPER_TABLES.glob("*.yaml"))]
     paths = dict.fromkeys(named_file(name, PAPER_TABLES.glob("*.yaml"), "table", "--tables") for name in names)
     wanted, families = [load_table(path) for path in paths], load_families()
-    registry, folders = Registry.load(plugins), [p for p in plugin_places(plugins)[1:] if p.is_dir()]
+    session = Session(results=results, data=data, plugins=plugins, quiet=quiet, **how)
+    registry = session.registry
 
     def found() -> tuple[list[MeasuredTable], Verdicts]:
         rows = _rows(results, data, plugins)
         return (
-            [measure(table, registry, folders, rows, families) for table in wanted],
+            [measure(table, registry, session.folders, rows, families) for table in wanted],
             judge(families.values(), list(rows.values()), registry),
         )
 
     measured, verdicts = found()
     failed: dict[str, str] = {}
     if run_missing:
-        from bench.execute.execute import Execution
-
-        execution = Execution(
-            results, data, tuple(plugin_places(plugins)[1:]), executor,
-            gpus_per_run=gpus_per_run, workers=workers, quiet=quiet,
-        )  # fmt: skip
-        failed = _run(measured, registry, folders, execution)
+        failed = _run(measured, session)
         measured, verdicts = found()
     files = [file for table in measured for file in write(table, out)]
     about = "Measured and published numbers never share a column; a cell without a run says so."
@@ -101,25 +94,19 @@ def _rows(results: Path, data: Path, plugins: tuple[Path, ...]) -> dict[str, Any
     return {row["id"]: row for row in detailed_rows(iter_records(results), standings_in(results, data, plugins))}
 
 
-def _run(
-    measured: list[MeasuredTable], registry: Registry, folders: list[Path], execution: Execution
-) -> dict[str, str]:
+def _run(measured: list[MeasuredTable], session: Session) -> dict[str, str]:
     """Run what is missing or failed and can be run here; returns the failures."""
-    from bench.common.cache import Store
-    from bench.execute.execute import execute
-    from bench.execute.resources import slots
-    from bench.plan.forecast import describe, preflight
+    from bench.plan.forecast import describe
     from bench.plan.grid import expand
-    from bench.plan.todo import make_plan
-    from bench.plan.trials import pack
 
     asked: dict[str, Cell] = {}
     blocked: dict[str, str] = {}
     for each in measured:
         for suite in each.table.suites():
             try:
+                order = each.table.class_order_seed
                 cells, _ = expand(
-                    suite, registry, execution.data, folders, class_order_seed=each.table.class_order_seed
+                    suite, session.registry, session.execution.data, session.folders, class_order_seed=order
                 )
                 asked |= {cell.id: cell for cell in cells}
             except UserError as error:
@@ -128,15 +115,10 @@ def _run(
         click.echo(f"cannot run here: {where}: {why}")
     if not asked:
         return {}
-    plan = make_plan(list(asked.values()), {}, execution.results, execution.data, Store(execution.results / "cache"))
-    threads = max(cell.protocol.threads for cell in plan.cells)
-    processes = slots(execution, threads)
-    if not execution.quiet:
-        click.echo(describe(plan, suite, execution.results, processes))
-    if not plan.to_run:
-        return {}
-    preflight(plan, execution.results, execution.data)
-    return execute(pack(plan.to_run, processes), execution, threads).failed
+    plan = session.of(asked.values()).plan()
+    if not session.execution.quiet:
+        click.echo(describe(plan, suite, session.execution.results, session.processes))
+    return session.run(plan).failed
 
 
 def _print(measured: list[MeasuredTable], data: Path) -> None:

@@ -8,6 +8,7 @@ import click
 
 from bench.commands.options import common
 from bench.common.errors import UserError
+from bench.registry import dataset_folders
 
 
 @click.command()
@@ -16,9 +17,7 @@ from bench.common.errors import UserError
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The safetensors file to write.")
 @common
-def pretrain(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, protocol: str, dataset: str, seed: int, out: Path
-) -> None:
+def pretrain(data: Path, plugins: tuple[Path, ...], protocol: str, dataset: str, seed: int, out: Path) -> None:
     """Pre-train a small backbone: the recipe behind the committed weights.
 
     \b
@@ -27,7 +26,7 @@ def pretrain(
     from bench.config.files import load_dataset_config, load_protocol
     from bench.data.dataset import availability
 
-    recipe, config = load_protocol(protocol), load_dataset_config(dataset, [])
+    recipe, config = load_protocol(protocol), load_dataset_config(dataset, dataset_folders(plugins))
     why_not = availability(config, data)
     if why_not:
         raise UserError(f"dataset {dataset!r} is not on this machine: {why_not}")

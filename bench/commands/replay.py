@@ -9,10 +9,8 @@ from pathlib import Path
 import click
 
 from bench.commands.options import common, words
-from bench.commands.tables import print_table, table_rows
+from bench.commands.tables import print_table
 from bench.common.errors import UserError
-from bench.records.record import Standing
-from bench.registry import Registry, plugin_places
 
 
 @click.command()
@@ -31,40 +29,30 @@ def replay(
     clmerge run --datasets digits --methods average --seeds 1 --keep-weights
     clmerge replay results/runs/digits-*/weights --methods "average task_arithmetic:lam=0.5"
     """
-    from bench.common.cache import Store
     from bench.data.dataset import availability
-    from bench.execute.execute import Execution, execute
-    from bench.plan.forecast import preflight
     from bench.plan.replayed import Folder, replay_cell
-    from bench.plan.todo import make_plan
     from bench.run.task_models import check_folder
+    from bench.session import Session, standings_after
 
-    registry, places = Registry.load(plugins), tuple(plugin_places(plugins)[1:])
-    searched = [place for place in places if place.is_dir()]
+    session = Session(
+        results=results, data=data, plugins=plugins, executor="local", rerun=rerun, quiet=quiet or as_json
+    )
     cells = []
     for folder in folders:
         source = Folder.read(folder.expanduser().resolve())
         for spelling in words(methods, "--methods"):
-            cell = replay_cell(source.request(spelling), registry, searched, data)
+            cell = replay_cell(source.request(spelling), session.registry, session.folders, data)
             why_not = availability(cell.dataset, data)
             if why_not is not None:
                 raise UserError(f"dataset {cell.dataset.key!r} is not on this machine: {why_not}")
             cells.append(cell)
         check_folder(cells[-1])
-    plan = make_plan(
-        list({cell.id: cell for cell in cells}.values()), {}, results, data, Store(results / "cache"), rerun
-    )
-    execution = Execution(results, data, places, "local", gpus_per_run=None, quiet=quiet or as_json)
-    failed: dict[str, str] = {}
-    if plan.to_run:
-        preflight(plan, results, data)
-        failed = execute([plan.to_run], execution, threads=1).failed
-    ids = {cell.id for cell in plan.cells}
-    standings = dict.fromkeys(set(plan.stale) - {cell.id for cell in plan.to_run}, Standing("stale"))
+    plan = session.of(cells).plan()
+    failed = session.run(plan).failed
     if as_json:
-        click.echo(json.dumps(table_rows(results, standings, "test", ids), indent=1))
+        click.echo(json.dumps(session.results(plan), indent=1))
     else:
-        print_table(results, ids, standings)
+        print_table(results, session.ids, standings_after(plan))
         for source_line in dict.fromkeys(f"{c.protocol.key}: {c.protocol.title}" for c in plan.cells):
             click.echo(source_line)
     if failed:

@@ -26,5 +26,5 @@ def report(results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, ou
 
     report_yaml = named_file(report_name, yaml_files("reports"), "report", "--report")
     files = write_report(results, out, report_yaml, standings_in(results, data, plugins))
-    for file in files:
+    for file in files if not quiet else ():
         click.echo(os.path.relpath(file))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.record import Standing
-from bench.registry import Registry, plugin_places
+from bench.registry import Registry, dataset_folders
 
 
 def table_rows(
@@ -40,5 +40,5 @@ def standings_in(results: Path, data: Path, plugins: tuple[Path, ...]) -> dict[s
     from bench.plan.standing import standings
     from bench.records.record import iter_records
 
-    folders = [p for p in plugin_places(plugins)[1:] if p.is_dir()]
+    folders = dataset_folders(plugins)
     return standings(iter_records(results), Registry.load(plugins), folders, data)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bench.commands.options import common
+from bench.registry import dataset_folders
 
 
 @click.command()
@@ -18,7 +19,6 @@ from bench.commands.options import common
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="safetensors file to write.")
 @common
 def text(
-    results: Path,
     data: Path,
     plugins: tuple[Path, ...],
     quiet: bool,
@@ -39,7 +39,7 @@ def text(
     from bench.data.dataset import load_dataset
     from bench.model import clip_text as zero_shot
 
-    config = load_dataset_config(dataset, list(plugins))
+    config = load_dataset_config(dataset, dataset_folders(plugins))
     phrases = zero_shot.templates(config.key, templates or zero_shot.TEMPLATES)
     encode, scale = zero_shot.open_clip_encoder(model, weights)
     image = for_dataset(load_protocol(protocol), config.key).image

@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 
-from bench.commands.options import common, words
+from bench.commands.options import common, execution, words
 from bench.common.errors import UserError
-from bench.registry import Registry, plugin_places
 
 
 @click.command()
@@ -24,15 +23,12 @@ from bench.registry import Registry, plugin_places
 @click.option("--repeats", default="100-102", show_default=True, help="Class orders to tune on; run refuses them.")
 @click.option("--space", type=click.Path(path_type=Path), help="A YAML file of what to search in place of defaults.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The protocol to write.")
-@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Processes at once.")
-@click.option("--gpus-per-run", type=click.FloatRange(0, 1), help="Share of a GPU for one process.")
+@execution
 @click.option("--json", "as_json", is_flag=True, help="Print what was chosen as JSON and nothing else.")
 @common
 def tune(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, methods: str, datasets: str, tasks: str | None,
-    protocol: str, trials: int, repeats: str, space: Path | None, out: Path, executor: Any, workers: int | None,
-    gpus_per_run: float | None, as_json: bool,
+    protocol: str, trials: int, repeats: str, space: Path | None, out: Path, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Choose learning rates and options on validation images, with one budget for all methods.
 
@@ -40,45 +36,33 @@ def tune(
     clmerge tune --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --out tuned.yaml
     clmerge run  --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --protocol tuned.yaml
     """
-    from bench.common.cache import Store
     from bench.config.files import read_yaml
     from bench.config.schema import SuiteConfig, check
-    from bench.execute.execute import Execution, execute
-    from bench.execute.resources import slots
-    from bench.plan.forecast import describe, preflight
-    from bench.plan.todo import make_plan
-    from bench.plan.trials import pack
     from bench.plan.tune import SpaceConfig, check_out, choose, plan_searches, write_protocol
+    from bench.session import Session
 
     check_out(out, protocol)
     if repeats.strip().isdigit():  # of --seeds that is a count, and hundreds of repeats where one was meant
         raise UserError(f"--repeats: {repeats} would be a count; write a span (100-102) or a list ({repeats},)")
-    registry, places = Registry.load(plugins), tuple(plugin_places(plugins)[1:])
-    folders = [place for place in places if place.is_dir()]
     asked = {
         "key": "tune", "protocol": [protocol], "datasets": words(datasets, "--datasets"), "seeds": repeats,
         "tasks": words(tasks, "--tasks") if tasks else [], "methods": words(methods, "--methods"), "eval_split": "val",
     }  # fmt: skip
     suite = check(asked, SuiteConfig, "command line")
     wanted = read_yaml(space, SpaceConfig) if space else SpaceConfig()
-    searches = plan_searches(suite, trials, wanted, registry, data, folders)
+    # Scores of another version of the code are not comparable with those that are still to come.
+    session = Session(
+        suite, results=results, data=data, plugins=plugins, rerun=["stale"], quiet=quiet or as_json, **how
+    )
+    searches = plan_searches(suite, trials, wanted, session.registry, data, session.folders)
     cells = {cell.id: cell for search in searches for point in search.points for cell in point.cells}
     if not cells:
         raise UserError("--methods: none of these has anything to tune; name others, or give --space")
     suite = suite.model_copy(update={"tasks": sorted({cell.n_tasks for cell in cells.values()})})
-    # Scores of another version of the code are not comparable with those that are still to come.
-    plan = make_plan(list(cells.values()), {}, results, data, Store(results / "cache"), rerun=["stale"])
-    execution = Execution(
-        results, data, places, executor, gpus_per_run=gpus_per_run, workers=workers, quiet=quiet or as_json
-    )
-    threads = max(cell.protocol.threads for cell in plan.cells)
-    processes = slots(execution, threads)
-    if not execution.quiet:
-        click.echo(describe(plan, suite, results, processes))
-    failed: dict[str, str] = {}
-    if plan.to_run:
-        preflight(plan, results, data)
-        failed = execute(pack(plan.to_run, processes), execution, threads).failed
+    plan = session.of(cells.values()).plan()
+    if not session.execution.quiet:
+        click.echo(session.describe(plan))
+    failed = session.run(plan).failed
     choices = [choose(search, results) for search in searches]
     if all(choice.values is None for choice in choices):
         raise UserError("clmerge tune: no trial of any method finished, so nothing is written")

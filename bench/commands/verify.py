@@ -27,9 +27,7 @@ from bench.common.paths import PUBLISHED_RESULTS
     help="Points of A_last that one cell may differ.",
 )
 @common
-def verify(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, published: Path, tolerance: float
-) -> None:
+def verify(results: Path, data: Path, plugins: tuple[Path, ...], published: Path, tolerance: float) -> None:
     """Compare this machine's cells with the published ones; exit 1 where they disagree."""
     from bench.report.compare.verify import read_published
     from bench.report.compare.verify import verify as compare

@@ -1,4 +1,4 @@
-"""Running trials: through Ray Tune or in this process, several at once where there is room, and to be interrupted."""
+"""Running trials to records, by whichever executor is asked for, and to be interrupted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from bench.common.errors import Interrupted, UserError
+from bench.common.errors import Interrupted
+from bench.execute.executors import executor_of
 from bench.execute.progress import Display, why_failed
-from bench.execute.ray_process import Conductor, clean_up_after_killed
-from bench.execute.resources import cluster_address, count_gpus, slots
-from bench.execute.trial import record_path, run_trial, stamp
+from bench.execute.trial import record_path, stamp
 from bench.plan.cell import Cell
 from bench.registry import plugin_places
 
@@ -28,7 +27,7 @@ class Execution:
     results: Path  #: absolute
     data: Path  #: absolute
     plugins: tuple[Path, ...] = ()  #: absolute; their folders are searched for datasets too
-    executor: Literal["ray", "local"] = "ray"
+    executor: str = "ray"  #: one of :func:`bench.execute.executors.kinds`
     use_cache: bool = True
     gpus_per_run: float | None = None  #: 0 to 1; None: 1 where there are GPUs
     workers: int | None = None  #: processes at once; None: as many as there are cores (or GPUs) for
@@ -53,13 +52,31 @@ def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Out
 
     Raises:
         Interrupted: by Ctrl-C, SIGTERM or SIGHUP.
-        UserError: see :func:`slots`; or Ray did not start, or stopped.
+        UserError: the executor cannot run them (Ray did not start, or stopped, ...).
     """
     cells = [cell for trial in trials for cell in trial]
     if not cells:
         return Outcome()
     job = uuid.uuid4().hex
     before = {cell.id: stamp(record_path(execution.results, cell.id)) for cell in cells}
+    display = Display(cells, execution.results, job, before, execution.quiet)
+    log = execution.results / execution.executor / job / "log.txt"
+    try:
+        with _terminations_interrupt(), display:
+            broken = executor_of(execution, threads).run(_specs(trials, execution, before, job), log)
+    except KeyboardInterrupt:
+        _remove(log.parent)
+        raise Interrupted(len(display.records), len(cells)) from None
+    outcome = _outcome(trials, display, broken, log)
+    if not outcome.failed:
+        _remove(log.parent)
+    return outcome
+
+
+def _specs(
+    trials: list[list[Cell]], execution: Execution, before: dict[str, int | None], job: str
+) -> list[dict[str, Any]]:
+    """What :func:`bench.execute.trial.run_trial` takes, one a trial."""
     common = {
         "results": str(execution.results),
         "data": str(execution.data),
@@ -68,24 +85,14 @@ def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Out
         "gpu": execution.gpus_per_run != 0,
         "job": job,
     }
-    specs = [
+    return [
         {"cells": [c.as_json() for c in trial], "before": {c.id: before[c.id] for c in trial}, **common}
         for trial in trials
     ]
-    display = Display(cells, execution.results, job, before, execution.quiet)
-    broken: dict[int, str] = {}
-    log = execution.results / "ray" / job / "log.txt"
-    try:
-        with _terminations_interrupt(), display:
-            if execution.executor == "local":
-                for spec in specs:
-                    run_trial(spec)
-            else:
-                broken = _run_on_ray(specs, execution, threads, job)
-    except KeyboardInterrupt:
-        _remove(log.parent)
-        raise Interrupted(len(display.records), len(cells)) from None
 
+
+def _outcome(trials: list[list[Cell]], display: Display, broken: dict[int, str], log: Path) -> Outcome:
+    """What became of every cell; one without a record takes its trial's reason."""
     outcome = Outcome()
     for number, trial in enumerate(trials):
         left = [cell.id for cell in trial if cell.id not in display.records]
@@ -99,8 +106,6 @@ def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Out
             outcome.done.append(cell_id)
         else:
             outcome.failed[cell_id] = why
-    if not outcome.failed:
-        _remove(log.parent)
     return outcome
 
 
@@ -108,27 +113,6 @@ def _remove(job: Path) -> None:
     shutil.rmtree(job, ignore_errors=True)
     with suppress(OSError):  # there is none, or another command's job lies there too
         job.parent.rmdir()
-
-
-def _run_on_ray(specs: list[dict[str, Any]], execution: Execution, threads: int, job: str) -> dict[int, str]:
-    """Returns what went wrong outside of any cell, by trial."""
-    jobs = execution.results / "ray"
-    clean_up_after_killed(jobs)
-    settings = {
-        "own": None if cluster_address() else {"cpus": slots(execution, threads), "gpus": count_gpus()},
-        "workers": execution.workers,
-        "gpus_per_run": execution.gpus_per_run,
-        "threads": threads,
-    }
-    with Conductor(jobs / job, settings, specs) as conductor:
-        conductor.process.wait()
-    if not conductor.finished():
-        lines = conductor.log.read_text(errors="replace").strip().splitlines() or ["no message"]
-        raise UserError(
-            f"Ray stopped before all was run: {lines[-1]} (log: {conductor.log}); what is finished is kept, "
-            "start again or use --executor local"
-        )
-    return conductor.errors()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from bench.execute.resources import cluster_address
 
 MARK = "CLMERGE_JOB"  #: environment variable by which our processes know each other
-GRACE_S = 3.0  #: for the conductor to go by itself before it is killed
+GRACE_S = 3.0  #: for the process to go by itself before it is killed
 
 # What Ray reads from the environment. Titles of processes must not overwrite MARK (SPT_NOENV), the working directory
 # must stay the user's (CHDIR), nothing is sent anywhere (USAGE), and workers are no less important than a local run,
@@ -50,8 +50,8 @@ _RAY_ENVIRONMENT = {
 
 
 # ---- the command line's side -------------------------------------------------------------------------------------
-class Conductor:
-    """The conductor's process, as the command line sees it; a context manager that leaves no process behind."""
+class RayProcess:
+    """The process, as the command line sees it; a context manager that leaves no process behind."""
 
     def __init__(self, folder: Path, job: dict[str, Any], trials: list[dict[str, Any]]) -> None:
         """Write the job to ``folder`` (``<results>/ray/<job id>``); nothing runs yet."""
@@ -65,7 +65,7 @@ class Conductor:
         for i, trial in enumerate(trials):
             (folder / f"{i}.json").write_text(json.dumps(trial))
 
-    def __enter__(self) -> Conductor:
+    def __enter__(self) -> RayProcess:
         """Start it."""
         environment = {**os.environ, **_RAY_ENVIRONMENT, MARK: self.folder.name}
         environment.pop("CLMERGE_PLUGINS", None)  # trials name their plugins by absolute paths
@@ -152,7 +152,7 @@ def _processes(job: str) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
-# ---- the conductor's own side ------------------------------------------------------------------------------------
+# ---- the process's own side ------------------------------------------------------------------------------------
 def main(folder: Path) -> None:
     """Run all trials through ``ray.tune.Tuner``, as many at once as there is room for."""
     threading.Thread(target=_leave_with_the_command_line, args=(folder,), daemon=True).start()

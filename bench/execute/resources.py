@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def slots(execution: Execution, threads: int) -> int:
-    """How many trials run at once: what the planner packs for.
+    """How many trials run at once on this machine, or on the Ray cluster to join.
 
     On CPUs one process for every ``threads`` cores, since two processes of one thread do more than one of two
     (``benchmarks/processes.py``). On GPUs as many as ``gpus_per_run`` allows.
@@ -24,15 +24,9 @@ def slots(execution: Execution, threads: int) -> int:
         threads: of one process (a field of the protocol).
 
     Raises:
-        UserError: fewer than one worker, a share of a GPU outside 0..1, or GPUs asked for where there are none.
+        UserError: GPUs are asked for where there are none.
     """
     share, workers = execution.gpus_per_run, execution.workers
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers: {workers} processes can run nothing; use 1 or more")
-    if share is not None and not 0 <= share <= 1:
-        raise UserError(f"--gpus-per-run: {share:g} is not between 0 and 1; a run uses one GPU or a share of it")
-    if execution.executor == "local":
-        return 1
     cpus, gpus = _cluster() if cluster_address() else (_cores(), count_gpus())
     if share and not gpus:
         raise UserError(f"--gpus-per-run: {share:g} was asked for, and no GPU is here; leave it out or use 0")

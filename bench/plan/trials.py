@@ -25,7 +25,7 @@ def pack(cells: Sequence[Cell], slots: int) -> list[list[Cell]]:
             cell.run_seed,
             cell.eval_split,
         )
-        last = cell.train_keys[cell.trained_tasks[-1]]
+        last = cell.train_keys.get(cell.trained_tasks[-1], cell.id)  # a replayed cell trains nothing
         streams.setdefault(stream, {}).setdefault(last, []).append(cell)
     parts = max(1, math.ceil(2 * slots / max(1, len(streams))))
     trials: list[list[Cell]] = []

@@ -1,5 +1,5 @@
 """Plugins by name; :mod:`bench.registry.registry` has the grammar of methods."""
 
-from bench.registry.registry import Registry, plugin_places
+from bench.registry.registry import Registry, dataset_folders, plugin_places
 
-__all__ = ["Registry", "plugin_places"]
+__all__ = ["Registry", "dataset_folders", "plugin_places"]

@@ -159,8 +159,15 @@ def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:
         path = Path(text).expanduser().resolve()
         if not path.exists():
             raise UserError(f"{origin}: no plugin folder or file {path}")
+        if not path.is_dir() and path.suffix != ".py":
+            raise UserError(f"{origin}: {path} is no Python file; name a folder of plugins or a .py file")
         if path.is_file() and path.suffix != ".py":
             raise UserError(f"{origin}: {path} is no Python file; name a .py file, or a folder of such files")
         if path not in places:
             places.append(path)
     return places
+
+
+def dataset_folders(extra: Iterable[str | Path] = ()) -> list[Path]:
+    """The plugin folders that are a user's own: datasets are looked for in them too."""
+    return [place for place in plugin_places(extra)[1:] if place.is_dir()]

@@ -178,7 +178,7 @@ def _name_of(registry: Registry, method: Method, tuned: Tuned, own: Mapping[str,
     """The named method that this one is, if any."""
     for named in registry.methods.values():
         asked = look_up(registry, named.spelling, named.key)
-        if (asked.trainer, asked.rule, asked.start, asked.head) == _parts(method):
+        if (asked.trainer, asked.rule, asked.start, asked.head) == _plugins_of(method):
             options = {**asked.of_name, **asked.spelled, **own}
             try:
                 if tuple(_named_options(method, options, tuned)) == (method.trainer_options, method.rule_options):
@@ -188,7 +188,7 @@ def _name_of(registry: Registry, method: Method, tuned: Tuned, own: Mapping[str,
     return None
 
 
-def _parts(method: Method) -> tuple[type[Trainer], type[Rule], Start, HeadKind | None]:
+def _plugins_of(method: Method) -> tuple[type[Trainer], type[Rule], Start, HeadKind | None]:
     return method.trainer, method.rule, method.start, method.head
 
 

@@ -118,7 +118,7 @@ def test_help_is_quick_and_has_examples() -> None:
         (["--shard", "3/2"], "--shard: '3/2' is not K/N"),
         (["--plugins", "/no/such/folder"], "no plugin folder or file /no/such/folder"),
         (["--epochs", "3"], "No such option"),
-        (["--executor", "slurm"], "'slurm' is not one of"),
+        (["--executor", "dask"], "'dask' is not one of"),
         (["--workers", "0"], "0 is not in the range"),
     ],
 )  # fmt: skip
@@ -372,7 +372,7 @@ def test_shards_share_the_grid_out_whatever_is_done_already(tmp_path: Path, monk
         asked.append({cell.id for trial in trials for cell in trial})
         raise KeyboardInterrupt  # nothing is run here
 
-    monkeypatch.setattr("bench.execute.execute.execute", execute)
+    monkeypatch.setattr("bench.session.execute", execute)
     grid = ["--methods", "average pm ewc", "--datasets", "digits glyphs", "--seeds", "3", "--results", str(tmp_path)]
     for k in (1, 2, 3):
         CliRunner().invoke(cli, ["run", "--executor", "local", "--data", str(DATA), "--shard", f"{k}/3", *grid])
@@ -387,7 +387,7 @@ def test_an_interruption_is_one_line_and_exit_130(
     def execute(*_: object) -> object:
         raise Interrupted(3, 7)
 
-    monkeypatch.setattr("bench.execute.execute.execute", execute)
+    monkeypatch.setattr("bench.session.execute", execute)
     monkeypatch.setattr("bench.execute.resources.slots", lambda *_: 1)
     grid = ["--methods", "average", "--datasets", "digits", "--tasks", "2", "--seeds", "1"]
     arguments = {

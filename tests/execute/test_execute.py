@@ -24,8 +24,8 @@ from bench.common.errors import Interrupted, UserError
 from bench.config.schema import SuiteConfig
 from bench.execute import ray_process, resources
 from bench.execute.execute import Execution, Outcome, execute
+from bench.execute.executors import executor_of
 from bench.execute.progress import Display
-from bench.execute.resources import slots
 from bench.execute.trial import record_path, run_trial, stamp, starts_allowed
 from bench.plan.cell import Cell
 from bench.plan.grid import expand
@@ -368,10 +368,10 @@ def test_slots(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(resources, "_cores", lambda: cores)
     monkeypatch.setattr(resources, "count_gpus", lambda: gpus)
-    assert slots(Execution(Path("/r"), DATA, **options), threads) == expected
+    assert executor_of(Execution(Path("/r"), DATA, **options), threads).slots() == expected
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(resources, "_cluster", lambda: (cores, gpus))
-    assert slots(Execution(Path("/r"), DATA, **options), threads) == expected
+    assert executor_of(Execution(Path("/r"), DATA, **options), threads).slots() == expected
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_slots(
 def test_impossible_resources_are_refused(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     monkeypatch.setattr(resources, "count_gpus", lambda: 0)
     with pytest.raises(UserError):
-        slots(Execution(Path("/r"), DATA, **options), 1)
+        executor_of(Execution(Path("/r"), DATA, **options), 1).slots()
 
 
 # ---- the display -------------------------------------------------------------------------------------------------

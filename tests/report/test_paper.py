@@ -383,7 +383,7 @@ def test_command_runs_what_is_missing_and_says_what_it_cannot(tmp_path: Path, mo
         fake.write(execution.results, [record_of(cell, 800) for cell in ran[1:]])
         return bench.execute.execute.Outcome(failed={ran[0].id: "killed"})
 
-    monkeypatch.setattr(bench.execute.execute, "execute", execute)
+    monkeypatch.setattr("bench.session.execute", execute)
     done = clmerge(*command_table(tmp_path), "--run", "--executor", "local")
     assert done.exit_code == 1
     assert "cannot run here: small, cifar100 pm: dataset 'cifar100' is not on this machine" in done.output

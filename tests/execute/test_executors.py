@@ -1,0 +1,58 @@
+"""Executors are found by the name of their file, and each brings every trial to records."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.common.errors import UserError
+from bench.common.paths import ROOT
+from bench.execute.execute import Execution
+from bench.execute.executors import executor_of, kinds
+from bench.session import Session
+
+GRID = {
+    "datasets": "digits",
+    "tasks": 2,
+    "seeds": 1,
+    "methods": ["linear_probe", "ncm"],
+    "protocol_set": {"train.epochs": [1]},
+}
+
+
+def test_every_file_is_a_kind_and_makes_an_executor() -> None:
+    assert {"local", "ray", "slurm"} <= set(kinds())
+    for kind in kinds():
+        executor = executor_of(Execution(Path("/r"), Path("/d"), executor=kind, workers=1), 1)
+        assert type(executor).__module__ == f"bench.execute.executors.{kind}"
+        assert executor.slots() == 1
+
+
+def test_jobs_of_a_cluster_leave_the_records_of_a_local_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit", reason="submitit is an extra: pip install 'clmerge[slurm]'")
+    monkeypatch.setenv("CLMERGE_SLURM", "cluster=local timeout_min=5")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    rows = {}
+    for kind in ("local", "slurm"):
+        session = Session(**GRID, results=tmp_path / kind, data=ROOT / "data", executor=kind, workers=1)
+        assert session.run().failed == {}
+        rows[kind] = [(row["method"], row["a_last"], row["digest"]) for row in session.results()]
+        assert not (tmp_path / kind / kind).exists()  # nothing is left of a job that went well
+    assert len(rows["local"]) == 2
+    assert rows["local"] == rows["slurm"]
+
+
+def test_without_submitit_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    session = Session(**GRID, results=tmp_path, data=ROOT / "data", executor="slurm")
+    with pytest.raises(UserError, match=r"--executor slurm: submitit is not installed; pip install 'clmerge\[slurm\]'"):
+        session.run()
+
+
+def test_wrong_words_for_a_cluster_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit", reason="submitit is an extra: pip install 'clmerge[slurm]'")
+    monkeypatch.setenv("CLMERGE_SLURM", "partition gpu")
+    with pytest.raises(UserError, match="CLMERGE_SLURM: 'partition gpu': write name=value"):
+        Session(**GRID, results=tmp_path, data=ROOT / "data", executor="slurm").run()

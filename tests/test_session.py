@@ -1,0 +1,90 @@
+"""A grid from Python does what the command does."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import bench
+from bench import Session
+from bench.cli import cli
+from bench.common.errors import UserError
+from bench.common.paths import ROOT
+
+DATA = ROOT / "data"
+GRID = {"datasets": ["digits"], "tasks": [2], "methods": ["linear_probe", "ncm"], "seeds": 2, "executor": "local"}
+
+pytestmark = pytest.mark.run
+
+
+def test_plan_run_and_results_are_those_of_the_command(tmp_path: Path) -> None:
+    session = Session(**GRID, results=tmp_path / "python", data=DATA)
+    assert len(session.plan().to_run) == 4
+    assert session.results() == []
+    outcome = session.run()
+    assert (len(outcome.done), outcome.failed) == (4, {})
+    assert session.plan().to_run == []
+    words = [
+        "--datasets",
+        "digits",
+        "--tasks",
+        "2",
+        "--methods",
+        "linear_probe ncm",
+        "--seeds",
+        "2",
+        "--data",
+        str(DATA),
+    ]
+    done = CliRunner().invoke(cli, ["run", "--executor", "local", "--results", str(tmp_path / "command"), *words])
+    assert done.exit_code == 0, done.output
+    table = CliRunner().invoke(
+        cli, ["results", "--csv", "-", "--results", str(tmp_path / "command"), "--data", str(DATA)]
+    )
+    rows = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert [row["digest"] for row in rows] == [row["digest"] for row in session.results()]
+    assert [float(row["a_last"]) for row in rows] == [row["a_last"] for row in session.results()]
+
+
+def test_a_mistake_is_the_commands_own_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown method 'pn'; did you mean 'pm'"):
+        Session(datasets="digits", methods="pn", results=tmp_path, data=DATA).plan()
+    with pytest.raises(UserError, match="Session: unknown key 'dataset'; did you mean 'datasets'"):
+        Session(dataset="digits")
+
+
+def test_importing_bench_stays_light() -> None:
+    assert bench.Session is Session
+    with pytest.raises(AttributeError, match="has no attribute 'Sesion'"):
+        bench.Sesion  # noqa: B018
+
+
+def test_a_shard_without_work_is_said_and_is_no_failure(tmp_path: Path) -> None:
+    words = [
+        "--datasets",
+        "digits",
+        "--tasks",
+        "2",
+        "--methods",
+        "linear_probe ncm",
+        "--seeds",
+        "1",
+        "--data",
+        str(DATA),
+    ]
+    outputs = []
+    for shard in ("1/8", "7/8"):
+        done = CliRunner().invoke(
+            cli, ["run", "--executor", "local", "--results", str(tmp_path), *words, "--shard", shard]
+        )
+        assert done.exit_code == 0, done.output
+        outputs.append(done.stdout)
+    assert "shard 1/8: 2 cells run" in outputs[0]
+    assert "shard 7/8: nothing to run" in outputs[1]
+    assert all(
+        "A_last  " not in output and "Learning accuracy" not in output for output in outputs
+    )  # no half-full table
