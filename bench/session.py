@@ -1,10 +1,7 @@
 """A grid from Python: what the commands, a notebook and the benchmarks call.
 
-from bench import Session
-
-session = Session(datasets=["digits"], tasks=[2], methods=["pm", "average@merged"], seeds=3)
-session.run()
-rows = session.results()  # one dict a cell; pandas.DataFrame(rows) is a table of them
+``Session("smoke", tasks=[2], seeds=3).run()`` runs it, ``.results()`` gives one dict a cell (``pandas.DataFrame`` makes a
+table of them); docs/python.md has more.
 """
 
 from __future__ import annotations

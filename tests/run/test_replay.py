@@ -106,8 +106,9 @@ def test_two_files_of_a_run_merged_from_the_shell_are_what_the_rule_serves(
     folder, merged = weights_of(ran, "average"), tmp_path / "merged.safetensors"
     tasks = [str(folder / f"task_{t}.safetensors") for t in (1, 2)]
     # TIES trims a share of what it is given, and a run gives it only what LoRA adapts: q, k and v are one tensor to timm.
-    done = clmerge("merge", "--method", rule, "--pretrained", str(folder / "pretrained.safetensors"), "--tasks", *tasks,
-                   "-o", str(merged), results=tmp_path)  # fmt: skip
+    base = str(folder / "pretrained.safetensors")
+    words = ["--method", rule, "--pretrained", base, "--tasks", *tasks, "-o", str(merged)]
+    done = CliRunner().invoke(cli, ["merge", *words])
     assert done.exit_code == 0, done.output
     a_last = a_last_by_timm_alone(folder, merged)
     if rule == "average":
