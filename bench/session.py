@@ -1,7 +1,7 @@
 """A grid from Python: what the commands, a notebook and the benchmarks call.
 
-``Session("smoke", tasks=[2], seeds=3).run()`` runs it, ``.results()`` gives one dict a cell (``pandas.DataFrame`` makes a
-table of them); docs/python.md has more.
+``Session("smoke", tasks=[2], seeds=3).run()`` runs it, ``.results()`` gives one dict a cell (``pandas.DataFrame`` makes
+a table of them); docs/python.md has more.
 """
 
 from __future__ import annotations
