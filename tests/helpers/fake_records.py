@@ -15,7 +15,7 @@ TASK_TEST_IMAGES = 400
 CONTRACT = (
     "dataset,n_tasks,protocol,method,variant,start,class_order_seed,run_seed,status,a_last,avg_acc,forgetting,"
     "a_last_taskmean,avg_acc_taskmean,forgetting_taskmean,a_last_taskaware,learn_acc,merge_drop,train_s_alone,"
-    "train_s_spent,merge_s,eval_s,wall_s,opt_steps,peak_mb,carried_bytes,digest"
+    "train_s_spent,merge_s,eval_s,wall_s,opt_steps,peak_mb,carried_bytes,digest,scenario"
 )
 
 # key: (status, adapts the backbone, training data, start, A_last, forgets)
