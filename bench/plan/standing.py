@@ -103,7 +103,9 @@ def _difference(record: Record, cell: Cell) -> str:
 
     Fields that only one of them has are left out: a version that has a field more means its default by it.
     """
-    before: Mapping[str, str] = record.get("files") or {}
+    before: Mapping[str, str] | None = record.get("files")
+    if before is None:
+        return "an older version of clmerge wrote it, whose names stood for other things"
     for name, what in (("backbone", "the file of its backbone's weights"), ("text", "its file of text rows")):
         if before.get(name) != cell.files_digest.get(name):
             return f"{what} has changed since"
