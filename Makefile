@@ -40,7 +40,7 @@ tune: setup  ## choose values on validation streams, one budget for all: make tu
 	  $(call flag,WORKERS,workers) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,RESULTS,results) $(call flag,DATA,data)
 
 report: setup  ## write tables and figures of the results at hand to reports/out
-	@$(BIN)/clmerge report $(call flag,RESULTS,results)
+	@$(BIN)/clmerge report $(call flag,RESULTS,results) $(call flag,DATA,data)
 
 paper: setup  ## what is there of each paper's table, written to reports/out/paper (TABLES=...; MISSING=run runs the rest)
 	@$(BIN)/clmerge paper $(call flag,TABLES,tables) $(if $(MISSING),--run) $(call flag,OUT,out) $(call flag,EXECUTOR,executor) \

@@ -150,7 +150,7 @@ def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:
     """Absolute plugin folders and files, the shipped ones first.
 
     Raises:
-        UserError: a place that is named but not there.
+        UserError: a place that is named is not there, or is a file that is no Python file.
     """
     places = [METHODS]
     named = [("--plugins", p) for p in extra]
@@ -161,8 +161,6 @@ def plugin_places(extra: Iterable[str | Path] = ()) -> list[Path]:
             raise UserError(f"{origin}: no plugin folder or file {path}")
         if not path.is_dir() and path.suffix != ".py":
             raise UserError(f"{origin}: {path} is no Python file; name a folder of plugins or a .py file")
-        if path.is_file() and path.suffix != ".py":
-            raise UserError(f"{origin}: {path} is no Python file; name a .py file, or a folder of such files")
         if path not in places:
             places.append(path)
     return places
