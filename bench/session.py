@@ -27,7 +27,7 @@ from bench.plan.trials import pack
 from bench.records.record import Standing
 from bench.registry import Registry, plugin_places
 
-LISTS = ("datasets", "tasks", "methods", "start", "trainers", "protocol")  #: of a suite
+LISTS = {"datasets", "tasks", "methods", "start", "trainers", "protocol"}  #: of a suite
 
 
 class Session:
@@ -43,7 +43,8 @@ class Session:
         rerun: statuses ("stale", "done") to run again although there is a record.
         quiet: print nothing while cells run.
         class_order_seed, run_seed: pin one of the two; repeats then vary the other.
-        changes: keys of a suite that stand above its own, such as ``datasets=["digits"]``, ``seeds=3``.
+        changes: keys of a suite that stand above its own, such as ``datasets=["digits"]``, ``seeds=3`` (a count) or
+            ``seeds=[0, 7]``; ``protocol_set={"lora.rank": [4, 10]}`` is added to the suite's own.
 
     Raises:
         UserError: a wrong name or value.
@@ -68,10 +69,7 @@ class Session:
         **changes: Any,
     ) -> None:
         plain = suite if isinstance(suite, SuiteConfig) else load_suite(suite)
-        lists = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in changes.items() if k in LISTS}
-        seeds = {"seeds": str(changes["seeds"])} if "seeds" in changes else {}
-        asked = changes | {name: list(value) for name, value in lists.items()} | seeds
-        self.suite = check(plain.model_dump() | asked, SuiteConfig, "Session") if asked else plain
+        self.suite = check(plain.model_dump() | _as_in_a_suite(plain, changes), SuiteConfig, "Session")
         places = tuple(plugin_places(plugins)[1:])
         records, datasets = (Path(each).expanduser().resolve() for each in (results, data))
         self.execution = Execution(records, datasets, places, executor, use_cache, gpus_per_run, workers, quiet)
@@ -172,6 +170,26 @@ class Session:
 
         records = [record for record in read_records(self.execution.results) if record["id"] in self.ids]
         return rows(records, standings_after(plan or self.plan()), self.suite.eval_split)
+
+
+def _as_in_a_suite(suite: SuiteConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as a suite's YAML would have them: one name is a list of one, a list of repeats is a text."""
+    written = dict(changes)
+    for name in LISTS & changes.keys():
+        written[name] = _listed(changes[name])
+    if "seeds" in changes:
+        seeds = changes["seeds"]
+        written["seeds"] = (
+            "".join(f"{seed}," for seed in seeds) if isinstance(seeds, (list, tuple, range)) else str(seeds)
+        )
+    if isinstance(changes.get("protocol_set"), dict):
+        alternatives = {field: _listed(value) for field, value in changes["protocol_set"].items()}
+        written["protocol_set"] = suite.protocol_set | alternatives
+    return written
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple, range)) else [value]
 
 
 def standings_after(plan: Plan) -> dict[str, Standing]:

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -95,6 +96,16 @@ def test_what_the_page_says_of_its_example_holds(tmp_path: Path) -> None:
     assert momentum["tasks"][1]["scalars"]["speed"] > 0
     assert 0 < teachers["tasks"][1]["scalars"]["share"] < 1
     assert teachers["totals"]["opt_steps"] == average["totals"]["opt_steps"] + 50  # merge_steps count
+
+
+def test_the_session_on_the_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(ROOT / "docs" / "python.md", "python")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["outcome"].failed == {}
+    assert {row["method"] for row in names["rows"]} == {"linear_probe", "ncm"}
+    assert len(names["rows"]) == len(names["outcome"].done) == 4
 
 
 def test_a_plugin_given_on_the_command_line_is_not_stale_in_the_table(tmp_path: Path) -> None:

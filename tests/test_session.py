@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,9 +15,14 @@ from bench import Session
 from bench.cli import cli
 from bench.common.errors import UserError
 from bench.common.paths import ROOT
+from bench.config.schema import SuiteConfig
+from bench.plan.grid import parse_seeds
 
 DATA = ROOT / "data"
 GRID = {"datasets": ["digits"], "tasks": [2], "methods": ["linear_probe", "ncm"], "seeds": 2, "executor": "local"}
+WORDS = [
+    "--datasets", "digits", "--tasks", "2", "--methods", "linear_probe ncm", "--data", str(DATA), "--seeds",
+]  # fmt: skip
 
 pytestmark = pytest.mark.run
 
@@ -28,19 +34,7 @@ def test_plan_run_and_results_are_those_of_the_command(tmp_path: Path) -> None:
     outcome = session.run()
     assert (len(outcome.done), outcome.failed) == (4, {})
     assert session.plan().to_run == []
-    words = [
-        "--datasets",
-        "digits",
-        "--tasks",
-        "2",
-        "--methods",
-        "linear_probe ncm",
-        "--seeds",
-        "2",
-        "--data",
-        str(DATA),
-    ]
-    done = CliRunner().invoke(cli, ["run", "--executor", "local", "--results", str(tmp_path / "command"), *words])
+    done = CliRunner().invoke(cli, ["run", "--executor", "local", "--results", str(tmp_path / "command"), *WORDS, "2"])
     assert done.exit_code == 0, done.output
     table = CliRunner().invoke(
         cli, ["results", "--csv", "-", "--results", str(tmp_path / "command"), "--data", str(DATA)]
@@ -57,6 +51,20 @@ def test_a_mistake_is_the_commands_own_line(tmp_path: Path) -> None:
         Session(dataset="digits")
 
 
+def test_arguments_mean_what_they_mean_on_the_command_line(tmp_path: Path) -> None:
+    def asked(**changes: Any) -> SuiteConfig:
+        return Session(plain, **changes, results=tmp_path, data=DATA).suite
+
+    plain = SuiteConfig(key="t", datasets=["digits"], methods=["pm"], protocol_set={"lora.rank": [4, 10]})
+    assert asked() == plain
+    assert (asked(tasks=5).tasks, asked(tasks=(5, 10)).tasks) == ([5], [5, 10])
+    assert parse_seeds(asked(seeds=3).seeds) == [0, 1, 2]
+    assert parse_seeds(asked(seeds=[7]).seeds) == [7]
+    assert parse_seeds(asked(seeds=range(3, 5)).seeds) == [3, 4]
+    both = asked(protocol_set={"train.epochs": 1})
+    assert both.alternatives() == [{"lora.rank": 4, "train.epochs": 1}, {"lora.rank": 10, "train.epochs": 1}]
+
+
 def test_importing_bench_stays_light() -> None:
     assert bench.Session is Session
     with pytest.raises(AttributeError, match="has no attribute 'Sesion'"):
@@ -64,22 +72,10 @@ def test_importing_bench_stays_light() -> None:
 
 
 def test_a_shard_without_work_is_said_and_is_no_failure(tmp_path: Path) -> None:
-    words = [
-        "--datasets",
-        "digits",
-        "--tasks",
-        "2",
-        "--methods",
-        "linear_probe ncm",
-        "--seeds",
-        "1",
-        "--data",
-        str(DATA),
-    ]
     outputs = []
     for shard in ("1/8", "7/8"):
         done = CliRunner().invoke(
-            cli, ["run", "--executor", "local", "--results", str(tmp_path), *words, "--shard", shard]
+            cli, ["run", "--executor", "local", "--results", str(tmp_path), *WORDS, "1", "--shard", shard]
         )
         assert done.exit_code == 0, done.output
         outputs.append(done.stdout)

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.commands.options import asked_suite, common, grid
+from bench.commands.failures import exit_where_failed
+from bench.commands.options import asked_suite, common, execution, grid
 from bench.common.errors import UserError
 
 if TYPE_CHECKING:
+    from bench.execute.execute import Execution
+    from bench.plan.cell import Cell
     from bench.report.figures.landscape import MergePath
     from bench.run.landscape import Step
 
 
 @click.command()
 @grid
+@execution("local")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("reports/out/landscape"), show_default=True,
     help="Folder to write to.",
@@ -27,18 +31,16 @@ if TYPE_CHECKING:
 @click.option("--step", type=click.FloatRange(0.001, 0.5), default=0.05, show_default=True, help="Between two alphas.")
 @common
 def landscape(
-    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, out: Path, step: float, **options: Any
-) -> None:
+    results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, out: Path, step: float, executor: str,
+    workers: int | None, gpus_per_run: float | None, **options: Any,
+) -> None:  # fmt: skip
     """Walk from the old served model to the newly trained one after every task, and draw what happens on the way.
 
-    Runs what has no kept weights yet, in this process. One repeat unless --seeds says otherwise.
+    Runs what has no kept weights yet. One repeat unless --seeds says otherwise.
 
     \b
     clmerge landscape --datasets digits --tasks 3 --methods pm
     """
-    from bench.common.cache import Store
-    from bench.common.files import write_atomic
-    from bench.records.record import read_record
     from bench.session import Session
 
     if not options["methods"]:
@@ -46,12 +48,11 @@ def landscape(
     suite = asked_suite({**options, "seeds": options["seeds"] or "1"})
     names = ("use_cache", "rerun", "class_order_seed", "run_seed")
     session = Session(
-        suite, results=results, data=data, plugins=plugins, executor="local", quiet=quiet,
-        **{name: options[name] for name in names},
+        suite, results=results, data=data, plugins=plugins, executor=executor, workers=workers,
+        gpus_per_run=gpus_per_run, quiet=quiet, **{name: options[name] for name in names},
     )  # fmt: skip
     cells, blocked = session.grid
-    from bench.run.landscape import check_cell, csv
-    from bench.run.landscape import landscape as walk
+    from bench.run.landscape import check_cell  # opens torch, which a mistake above must not wait for
 
     for cell in cells:
         check_cell(cell)
@@ -59,17 +60,28 @@ def landscape(
     plan = session.of(cells, blocked).plan()
     if set(plan.stale) - {cell.id for cell in plan.to_run}:
         click.echo("note: some weights were kept by other code than today's; --rerun stale runs them again", err=True)
-    failed = session.run(plan).failed
+    outcome = session.run(plan)
+    _draw([cell for cell in cells if cell.id not in outcome.failed], session.execution, out, step)
+    exit_where_failed(outcome, len(cells))
 
+
+def _draw(cells: list[Cell], execution: Execution, out: Path, step: float) -> None:
+    """Walk, write the files of each cell, and print its table."""
     import torch
 
+    from bench.common.cache import Store
+    from bench.common.files import write_atomic
+    from bench.records.record import read_record
     from bench.report.figures.drawing import paper_style, rendered
     from bench.report.figures.landscape import landscape_figure
+    from bench.run.landscape import csv
+    from bench.run.landscape import landscape as walk
     from bench.run.workbench import Workbench
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bench = Workbench(results, data, Store(results / "cache", options["use_cache"]), device)
-    for cell in (cell for cell in cells if cell.id not in failed):
+    results = execution.results
+    bench = Workbench(results, execution.data, Store(results / "cache", execution.use_cache), device)
+    for cell in cells:
         steps = walk(cell, read_record(results / "runs" / cell.id / "cell.json"), bench, step)
         title = f"{cell.dataset.key}, T = {cell.n_tasks}, protocol {cell.protocol.key}: {cell.method.key}"
         with paper_style():
@@ -77,12 +89,9 @@ def landscape(
         files: dict[str, str | bytes] = {"csv": csv(steps), **drawn}
         for kind, content in files.items():
             write_atomic(out / f"{cell.id}.{kind}", content)
-        _print(cell.id, steps, quiet)
+        _print(cell.id, steps, execution.quiet)
         for kind in files:
             click.echo(os.path.relpath(out / f"{cell.id}.{kind}"))
-    if failed:
-        click.echo(f"{len(failed)} of {len(cells)} cells failed; the same command tries them again", err=True)
-        sys.exit(1)
 
 
 def merge_path(step: Step) -> MergePath:

@@ -83,27 +83,34 @@ def common(function: Command) -> Command:
     return wrapped
 
 
-def execution(function: Command) -> Command:
-    """The options that say how and where cells are run; the function takes them as ``**options``."""
+def execution(default: str = "ray") -> Callable[[Command], Command]:
+    """The options that say how and where cells are run; the function takes them as ``**how``, for a ``Session``.
 
-    @click.option(
-        "--executor",
-        type=click.Choice(kinds()),
-        default="ray",
-        show_default=True,
-        help="Ray Tune, in this process, or jobs of a SLURM cluster.",
+    Args:
+        default: the executor where none is named.
+    """
+    options = (
+        click.option(
+            "--executor",
+            type=click.Choice(kinds()),
+            default=default,
+            show_default=True,
+            help="Ray Tune, in this process, or jobs of a SLURM cluster.",
+        ),
+        click.option("--workers", type=click.IntRange(1), help="Processes at once; default: what fits the machine."),
+        click.option(
+            "--gpus-per-run",
+            type=click.FloatRange(0, 1),
+            help="Share of a GPU for one process, 0 for none; default 1 where there are GPUs.",
+        ),
     )
-    @click.option("--workers", type=click.IntRange(1), help="Processes at once; default: what fits the machine.")
-    @click.option(
-        "--gpus-per-run",
-        type=click.FloatRange(0, 1),
-        help="Share of a GPU for one process, 0 for none; default 1 where there are GPUs.",
-    )
-    @functools.wraps(function)
-    def wrapped(**options: Any) -> None:
-        function(**options)
 
-    return wrapped
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def grid(function: Command) -> Command:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.commands.failures import exit_where_failed
 from bench.commands.options import common, execution, words
 from bench.common.errors import UserError
 
 if TYPE_CHECKING:
+    from bench.execute.execute import Outcome
     from bench.plan.cell import Cell
     from bench.report.papers.cells import MeasuredTable
     from bench.report.papers.verdicts import Verdicts
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     help="Folder to write to.",
 )  # fmt: skip
 @click.option("--run", "run_missing", is_flag=True, help="Run the missing and failed cells of these tables first.")
-@execution
+@execution()
 @common
 def paper(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, tables: str | None, out: Path, run_missing: bool,
@@ -38,11 +40,8 @@ def paper(
     clmerge paper                                    what is there of each table
     clmerge paper --tables "embedded factorial" --run
     """
-    from bench.common.files import write_atomic
     from bench.config.files import named_file
-    from bench.report.page import gathered
     from bench.report.papers.cells import measure
-    from bench.report.papers.formats import document, write
     from bench.report.papers.layout import PAPER_TABLES, load_table
     from bench.report.papers.published import load_families
     from bench.report.papers.verdicts import judge
@@ -62,28 +61,38 @@ def paper(
         )
 
     measured, verdicts = found()
-    failed: dict[str, str] = {}
+    outcome = None
     if run_missing:
-        failed = _run(measured, session)
+        outcome = _run(measured, session)
         measured, verdicts = found()
+    files = _write(measured, verdicts, out)
+    if not quiet:
+        _print(measured, data)
+        counts = ", ".join(f"{count} {judgement}" for judgement, count in verdicts.counts().items())
+        click.echo(f"published numbers: {counts}\n{os.path.relpath(out)}: {files} files")
+    if outcome is not None:
+        exit_where_failed(outcome)
+
+
+def _write(measured: list[MeasuredTable], verdicts: Verdicts, out: Path) -> int:
+    """Returns how many files were written."""
+    from bench.common.files import write_atomic
+    from bench.report.page import gathered
+    from bench.report.papers.formats import document, write
+
     files = [file for table in measured for file in write(table, out)]
     about = "Measured and published numbers never share a column; a cell without a run says so."
     index = gathered(
         "Tables of papers", about, {each.table.title: document(each).html(each.table.key) for each in measured}
     )
-    for name, text in {
+    texts = {
         "verdicts.md": verdicts.document().markdown(),
         "verdicts.csv": verdicts.csv(),
         "index.html": index,
-    }.items():
+    }
+    for name, text in texts.items():
         write_atomic(out / name, text)
-    if not quiet:
-        _print(measured, data)
-        counts = ", ".join(f"{count} {judgement}" for judgement, count in verdicts.counts().items())
-        click.echo(f"published numbers: {counts}\n{os.path.relpath(out)}: {len(files) + 3} files")
-    if failed:
-        click.echo(f"{len(failed)} cells failed; the same command tries them again", err=True)
-        sys.exit(1)
+    return len(files) + len(texts)
 
 
 def _rows(results: Path, data: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
@@ -94,8 +103,9 @@ def _rows(results: Path, data: Path, plugins: tuple[Path, ...]) -> dict[str, Any
     return {row["id"]: row for row in detailed_rows(iter_records(results), standings_in(results, data, plugins))}
 
 
-def _run(measured: list[MeasuredTable], session: Session) -> dict[str, str]:
-    """Run what is missing or failed and can be run here; returns the failures."""
+def _run(measured: list[MeasuredTable], session: Session) -> Outcome:
+    """Run what is missing or failed and can be run here."""
+    from bench.execute.execute import Outcome
     from bench.plan.forecast import describe
     from bench.plan.grid import expand
 
@@ -114,11 +124,11 @@ def _run(measured: list[MeasuredTable], session: Session) -> dict[str, str]:
     for where, why in blocked.items():
         click.echo(f"cannot run here: {where}: {why}")
     if not asked:
-        return {}
+        return Outcome()
     plan = session.of(asked.values()).plan()
     if not session.execution.quiet:
         click.echo(describe(plan, suite, session.execution.results, session.processes))
-    return session.run(plan).failed
+    return session.run(plan)
 
 
 def _print(measured: list[MeasuredTable], data: Path) -> None:

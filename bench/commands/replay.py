@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bench.commands.options import common, words
+from bench.commands.failures import exit_where_failed
+from bench.commands.options import common, execution, words
 from bench.commands.tables import print_table
 from bench.common.errors import UserError
 
@@ -18,10 +19,11 @@ from bench.common.errors import UserError
 @click.option("--methods", required=True, help='Rules or named methods, e.g. "average ties:density=0.1 pm".')
 @click.option("--rerun", type=click.Choice(["stale", "done"]), multiple=True, help="Run these again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the cells' rows as JSON and nothing else.")
+@execution("local")
 @common
 def replay(
     results: Path, data: Path, plugins: tuple[Path, ...], quiet: bool, folders: tuple[Path, ...], methods: str,
-    rerun: tuple[str, ...], as_json: bool,
+    rerun: tuple[str, ...], as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Merge the task models of FOLDERS (theta_0, theta*_1..T, heads) by any rules, evaluate, and print the table.
 
@@ -34,9 +36,7 @@ def replay(
     from bench.run.task_models import check_folder
     from bench.session import Session, standings_after
 
-    session = Session(
-        results=results, data=data, plugins=plugins, executor="local", rerun=rerun, quiet=quiet or as_json
-    )
+    session = Session(results=results, data=data, plugins=plugins, rerun=rerun, quiet=quiet or as_json, **how)
     cells = []
     for folder in folders:
         source = Folder.read(folder.expanduser().resolve())
@@ -48,13 +48,11 @@ def replay(
             cells.append(cell)
         check_folder(cells[-1])
     plan = session.of(cells).plan()
-    failed = session.run(plan).failed
+    outcome = session.run(plan)
     if as_json:
         click.echo(json.dumps(session.results(plan), indent=1))
     else:
         print_table(results, session.ids, standings_after(plan))
         for source_line in dict.fromkeys(f"{c.protocol.key}: {c.protocol.title}" for c in plan.cells):
             click.echo(source_line)
-    if failed:
-        click.echo(f"{len(failed)} of {len(plan.cells)} cells failed; the same command tries them again", err=True)
-        sys.exit(1)
+    exit_where_failed(outcome, len(plan.cells))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.commands.failures import exit_where_failed
 from bench.commands.options import asked_suite, common, execution, grid
 from bench.commands.tables import print_table
 from bench.config.files import read_yaml, yaml_files
@@ -28,7 +28,7 @@ def _session(options: dict[str, Any], **more: Any) -> Session:
 
 @click.command()
 @grid
-@execution
+@execution()
 @click.option("--shard", metavar="K/N", help="Only the K-th of N parts of the trials (job arrays).")
 @click.option("--keep-weights", is_flag=True, help="Write every task's weights beside the record (clmerge replay).")
 @click.option("--json", "as_json", is_flag=True, help="Print the cells' rows as JSON and nothing else.")
@@ -52,7 +52,7 @@ def run(
     trials = session.trials(plan, shard)  # a shard that cannot be is told before anything is printed
     if not quiet:
         click.echo(session.describe(plan))
-    failed = session.run(plan, shard).failed
+    outcome = session.run(plan, shard)
     if as_json:
         click.echo(json.dumps(session.results(plan), indent=1))
     elif shard:
@@ -65,9 +65,7 @@ def run(
         print_table(results, session.ids, standings_after(plan), _report_yaml(session.suite, plan.cells))
     if not quiet:
         click.echo(f"records: {results / 'runs'}\nreport:  clmerge report writes Markdown, LaTeX, CSV and figures")
-    if failed:
-        click.echo(f"{len(failed)} of {len(plan.cells)} cells failed; the same command tries them again", err=True)
-        sys.exit(1)
+    exit_where_failed(outcome, len(plan.cells))
 
 
 def _report_yaml(suite: SuiteConfig, cells: list[Any]) -> Path | None:

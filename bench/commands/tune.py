@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from bench.commands.failures import exit_where_failed
 from bench.commands.options import common, execution, words
 from bench.common.errors import UserError
+from bench.config.schema import SuiteConfig, check
 
 
 @click.command()
@@ -23,7 +25,7 @@ from bench.common.errors import UserError
 @click.option("--repeats", default="100-102", show_default=True, help="Class orders to tune on; run refuses them.")
 @click.option("--space", type=click.Path(path_type=Path), help="A YAML file of what to search in place of defaults.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The protocol to write.")
-@execution
+@execution()
 @click.option("--json", "as_json", is_flag=True, help="Print what was chosen as JSON and nothing else.")
 @common
 def tune(
@@ -37,18 +39,11 @@ def tune(
     clmerge run  --methods "finetune ewc average@merged pm" --datasets glyphs_xor --tasks 5 --protocol tuned.yaml
     """
     from bench.config.files import read_yaml
-    from bench.config.schema import SuiteConfig, check
     from bench.plan.tune import SpaceConfig, check_out, choose, plan_searches, write_protocol
     from bench.session import Session
 
     check_out(out, protocol)
-    if repeats.strip().isdigit():  # of --seeds that is a count, and hundreds of repeats where one was meant
-        raise UserError(f"--repeats: {repeats} would be a count; write a span (100-102) or a list ({repeats},)")
-    asked = {
-        "key": "tune", "protocol": [protocol], "datasets": words(datasets, "--datasets"), "seeds": repeats,
-        "tasks": words(tasks, "--tasks") if tasks else [], "methods": words(methods, "--methods"), "eval_split": "val",
-    }  # fmt: skip
-    suite = check(asked, SuiteConfig, "command line")
+    suite = _suite(methods, datasets, tasks, protocol, repeats)
     wanted = read_yaml(space, SpaceConfig) if space else SpaceConfig()
     # Scores of another version of the code are not comparable with those that are still to come.
     session = Session(
@@ -62,7 +57,7 @@ def tune(
     plan = session.of(cells.values()).plan()
     if not session.execution.quiet:
         click.echo(session.describe(plan))
-    failed = session.run(plan).failed
+    outcome = session.run(plan)
     choices = [choose(search, results) for search in searches]
     if all(choice.values is None for choice in choices):
         raise UserError("clmerge tune: no trial of any method finished, so nothing is written")
@@ -74,10 +69,19 @@ def tune(
         if not quiet:
             click.echo(f"{out}: clmerge run --protocol {out} takes it, on other repeats than {repeats}")
     unfinished = [c.name for c in choices if c.spent and c.values is None]
-    if failed:
-        told = f"; no trial of {', '.join(unfinished)} finished" if unfinished else ""
-        click.echo(f"{len(failed)} of {len(cells)} cells failed; the same command tries them again{told}", err=True)
-        sys.exit(1)
+    more = f"; no trial of {', '.join(unfinished)} finished" if unfinished else ""
+    exit_where_failed(outcome, len(cells), more)
+
+
+def _suite(methods: str, datasets: str, tasks: str | None, protocol: str, repeats: str) -> SuiteConfig:
+    """What is tuned on: validation streams."""
+    if repeats.strip().isdigit():  # of --seeds that is a count, and hundreds of repeats where one was meant
+        raise UserError(f"--repeats: {repeats} would be a count; write a span (100-102) or a list ({repeats},)")
+    asked = {
+        "key": "tune", "protocol": [protocol], "datasets": words(datasets, "--datasets"), "seeds": repeats,
+        "tasks": words(tasks, "--tasks") if tasks else [], "methods": words(methods, "--methods"), "eval_split": "val",
+    }  # fmt: skip
+    return check(asked, SuiteConfig, "command line")
 
 
 def _print(choices: list[Any], trials: int, suite: Any) -> None:

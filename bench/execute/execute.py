@@ -41,6 +41,11 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  #: cell id to a one-line reason
 
+    @property
+    def exit_code(self) -> int:
+        """Of a command that ran these cells."""
+        return 1 if self.failed else 0
+
 
 def execute(trials: list[list[Cell]], execution: Execution, threads: int) -> Outcome:
     """Run trials to records. A cell that fails or kills its process becomes a failed record; the others go on.

@@ -95,6 +95,10 @@ class RayProcess:
             self._alive.release()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def wait(self) -> None:
+        """Until it ends, however it does."""
+        self.process.wait()
+
     def errors(self) -> dict[int, str]:
         """Trials that could not run: number and the last line of what went wrong."""
         found = {int(path.stem): path.read_text() for path in self.folder.glob("*.error")}

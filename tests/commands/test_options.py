@@ -16,6 +16,7 @@ from bench.cli import cli
 from bench.commands.options import asked_suite
 from bench.common.paths import DATASETS, ROOT
 from bench.config.schema import DatasetConfig
+from bench.execute.executors import kinds
 from tests.helpers.options_read import unread
 
 OPTIONS_OF_ALL = {"help", "debug"}
@@ -68,6 +69,17 @@ def test_an_option_that_is_accepted_and_ignored_is_found() -> None:
 )  # fmt: skip
 def test_options_that_were_accepted_and_ignored_are_gone(name: str, option: str) -> None:
     assert option not in {parameter.name for parameter in ALL[name].params}
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("run", "ray"), ("tune", "ray"), ("paper", "ray"), ("replay", "local"), ("landscape", "local")],
+)
+def test_commands_that_run_cells_take_every_executor(name: str, default: str) -> None:
+    options = {parameter.name: parameter for parameter in ALL[name].params}
+    assert list(options["executor"].type.choices) == kinds()
+    assert options["executor"].default == default
+    assert {"workers", "gpus_per_run"} <= set(options)
 
 
 def test_the_makefiles_variables_are_options_of_the_commands_that_it_calls() -> None:

@@ -65,23 +65,16 @@ class Raises(Rule):
 DRIVER = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it, and so are we
-from pathlib import Path
-from bench.config.schema import SuiteConfig
-from bench.plan.grid import expand
-from bench.plan.todo import make_plan
-from bench.registry import Registry
+from bench import Session
 from bench.common.errors import Interrupted
-from bench.execute.execute import Execution, execute
-from bench.common.cache import Store
 
 results, data, plugins, methods, seeds, tiny = sys.argv[1:]
-places = tuple(map(Path, plugins.split()))
-suite = SuiteConfig(key="t", protocol="embedded", datasets=["digits"], tasks=[2], methods=methods.split(), seeds=seeds)
-cells, _ = expand(suite, Registry.load(places), Path(data), [], json.loads(tiny))
-todo = make_plan(cells, {}, Path(results), Path(data), Store(Path(results) / "cache")).to_run
-trials = [part for part in (todo[0::2], todo[1::2]) if part]
+session = Session(
+    protocol="embedded", datasets="digits", tasks=2, methods=methods.split(), seeds=seeds,
+    protocol_set=json.loads(tiny), results=results, data=data, plugins=plugins.split(), workers=2, quiet=False,
+)
 try:
-    execute(trials, Execution(Path(results), Path(data), places, workers=len(trials)), 1)
+    session.run()
 except Interrupted as stop:
     print(stop)
     sys.exit(130)
@@ -237,7 +230,7 @@ def test_ray_that_does_not_start_costs_one_line(tmp_path: Path, monkeypatch: pyt
 
 
 def test_trial_that_cannot_run_is_told_with_its_reason(tmp_path: Path, plugins: Path) -> None:
-    """In a worker: by a file, which the conductor's side reads."""
+    """In a worker: by a file, which the command line's side reads."""
     (cell,) = cells_of("probe@previous", (plugins,))
     spec = trial_of([cell], tmp_path, [str(plugins / "gone.py")])
     (tmp_path / "0.json").write_text(json.dumps(spec))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,28 @@ def test_wrong_words_for_a_cluster_are_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("CLMERGE_SLURM", "partition gpu")
     with pytest.raises(UserError, match="CLMERGE_SLURM: 'partition gpu': write name=value"):
         Session(**GRID, results=tmp_path, data=ROOT / "data", executor="slurm").run()
+
+
+def test_an_unknown_executor_is_one_line(tmp_path: Path) -> None:
+    session = Session(**GRID, results=tmp_path, data=ROOT / "data", executor="slrum")
+    with pytest.raises(UserError, match="--executor: unknown executor 'slrum'; did you mean 'slurm'"):
+        session.run()
+
+
+def test_an_interruption_ends_the_jobs_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit", reason="submitit is an extra: pip install 'clmerge[slurm]'")
+    from submitit.local.local import LocalJob
+
+    jobs: list[LocalJob[None]] = []
+
+    def interrupted(job: LocalJob[None]) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalJob, "exception", interrupted)
+    executor = executor_of(Execution(tmp_path, tmp_path, executor="slurm", workers=1), 1)
+    monkeypatch.setenv("CLMERGE_SLURM", "cluster=local timeout_min=5")
+    monkeypatch.setattr(sys.modules[type(executor).__module__], "run_trial", time.sleep)
+    with pytest.raises(KeyboardInterrupt):
+        executor.run([300], tmp_path / "log.txt")  # type: ignore[list-item]
+    assert [job.done() for job in jobs] == [True]

@@ -6,6 +6,8 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from bench.common.errors import unknown
+
 if TYPE_CHECKING:
     from bench.execute.execute import Execution
     from bench.execute.executors.executor import Executor
@@ -20,8 +22,10 @@ def executor_of(execution: Execution, threads: int) -> Executor:
     """The executor that is asked for; ``threads`` are those of one process.
 
     Raises:
-        UserError: what it needs is not installed, or not what can be.
+        UserError: there is none of this name, what it needs is not installed, or it is asked for what cannot be.
     """
+    if execution.executor not in kinds():
+        raise unknown("executor", execution.executor, kinds(), "--executor")
     from bench.execute.executors.executor import Executor
 
     module = importlib.import_module(f"{__name__}.{execution.executor}")

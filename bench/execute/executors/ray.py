@@ -30,7 +30,7 @@ class Ray(Executor):
             "threads": self.threads,
         }
         with RayProcess(job, settings, specs) as process:
-            process.process.wait()
+            process.wait()
         if not process.finished():
             lines = process.log.read_text(errors="replace").strip().splitlines() or ["no message"]
             raise UserError(

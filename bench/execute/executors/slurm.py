@@ -46,8 +46,14 @@ class Slurm(Executor):
         except KeyboardInterrupt:
             for job in jobs:
                 job.cancel()
+            for job in jobs:  # its cells are free for the next command when it has ended, not when it is asked to
+                job.wait()
             raise
-        return {number: str(error).strip().splitlines()[-1] for number, error in errors.items() if error is not None}
+        return {number: _last_line(error) for number, error in errors.items() if error is not None}
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _parameters() -> dict[str, Any]:
