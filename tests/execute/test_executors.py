@@ -82,3 +82,14 @@ def test_an_interruption_ends_the_jobs_of_a_cluster(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         executor.run([300], tmp_path / "log.txt")  # type: ignore[list-item]
     assert [job.done() for job in jobs] == [True]
+
+
+def test_without_a_cluster_nothing_runs_on_this_machine_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is an extra: pip install 'clmerge[slurm]'")
+    monkeypatch.delenv("CLMERGE_SLURM", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no srun there
+    with pytest.raises(UserError, match=r"--executor slurm: Could not detect .srun."):
+        Session(**GRID, results=tmp_path / "results", data=ROOT / "data", executor="slurm").run()
+    assert not list((tmp_path / "results").glob("runs/*/cell.json"))

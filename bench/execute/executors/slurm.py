@@ -34,7 +34,7 @@ class Slurm(Executor):
             raise UserError("--executor slurm: submitit is not installed; pip install 'clmerge[slurm]'") from None
         parameters = _parameters()
         try:
-            executor = submitit.AutoExecutor(folder=log.parent, cluster=parameters.pop("cluster", None))
+            executor = submitit.AutoExecutor(folder=log.parent, cluster=parameters.pop("cluster", "slurm"))
             gpus = 0 if self.execution.gpus_per_run == 0 else 1 if self.execution.gpus_per_run else None
             asked = {"cpus_per_task": self.threads, "slurm_array_parallelism": self.slots()}
             executor.update_parameters(**asked | ({} if gpus is None else {"gpus_per_node": gpus}) | parameters)
