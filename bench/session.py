@@ -137,7 +137,8 @@ class Session:
     def trials(self, plan: Plan, shard: str | None = None) -> list[list[Cell]]:
         """What is left to run, cut for processes; of ``shard`` "K/N" only the K-th of N parts.
 
-        The whole grid is cut, which is the same for every job of an array, not what is left of it.
+        The whole grid is cut, as small as trainings allow: the same way for every job of an array, whatever is left and
+        however many cores its node has. A job's own part is then cut for its own processes.
         """
         if shard is None:
             return pack(plan.to_run, self.processes)
@@ -145,9 +146,9 @@ class Session:
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"--shard: {shard!r} is not K/N with 1 <= K <= N, for example 2/8")
         parts = int(match[2])
-        mine = pack(plan.cells, self.processes * parts)[int(match[1]) - 1 :: parts]
-        left = {cell.id for cell in plan.to_run}
-        return [cells for trial in mine if (cells := [cell for cell in trial if cell.id in left])]
+        finest = pack(plan.cells, len(plan.cells))
+        ids = {cell.id for trial in finest[int(match[1]) - 1 :: parts] for cell in trial}
+        return pack([cell for cell in plan.to_run if cell.id in ids], self.processes)
 
     def run(self, plan: Plan | None = None, shard: str | None = None) -> Outcome:
         """Run what is left. A cell that fails is in ``Outcome.failed``; the others go on.

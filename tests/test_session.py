@@ -84,3 +84,18 @@ def test_a_shard_without_work_is_said_and_is_no_failure(tmp_path: Path) -> None:
     assert all(
         "A_last  " not in output and "Learning accuracy" not in output for output in outputs
     )  # no half-full table
+
+
+def test_shards_are_the_same_on_machines_of_any_size_and_share_the_grid_out(tmp_path: Path) -> None:
+    grid = {**GRID, "methods": ["linear_probe", "average", "pm", "ewc"], "seeds": 3}
+    parts = {
+        workers: [
+            {cell.id for trial in session.trials(session.plan(), f"{k}/3") for cell in trial}
+            for k in (1, 2, 3)
+            for session in [Session(**{**grid, "executor": "ray"}, workers=workers, results=tmp_path, data=DATA)]
+        ]
+        for workers in (1, 4)
+    }
+    assert parts[1] == parts[4]
+    assert sum(map(len, parts[1])) == len(set.union(*parts[1])) == 12
+    assert all(parts[1])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar
 
 from typing_extensions import Self
@@ -16,7 +17,7 @@ from bench.common.cache import key_of
 from bench.common.errors import UserError
 from bench.config.files import protocol_of
 from bench.config.schema import DatasetConfig, ProtocolConfig, Section, check
-from bench.data.dataset import prepared_key
+from bench.data.dataset import data_changed, prepared_key
 from bench.data.scenario import Cut, Scenario, scenario_of
 from bench.method import Plugin, Trainer
 from bench.method.asking import Need
@@ -48,6 +49,13 @@ TRAINING_FIELDS = {"backbone", "adapter", "image", "augment", "train", "threads"
 def _changed(section: Section, include: Any = None, exclude: Any = None) -> dict[str, Any]:
     """The fields that are not at their default, so that a field more with a default changes no name and no key."""
     return section.model_dump(mode="json", include=include, exclude=exclude, exclude_defaults=True)
+
+
+def _or_empty(digest: Callable[[], str | None]) -> str:
+    """The digest, "" where the file is not on this machine."""
+    with suppress(UserError):
+        return digest() or ""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -139,14 +147,28 @@ class Cell:
     def files_digest(self) -> dict[str, str]:
         """SHA-256 of the files that the model is made from, as they are now: of the backbone's weights and, for a
         zero-shot head, of the classes' text rows. Weights that the hub still has to send are named by their tag alone;
-        a file that is not on this machine has none, so no record is taken for one of this cell's.
+        a file that is not on this machine has "", so no record is taken for one of this cell's.
         """
-        found: dict[str, str | None] = {}
-        with suppress(UserError):
-            found["backbone"] = weights_digest(self.protocol) if self.protocol.backbone.weights is not None else None
-        with suppress(UserError):
-            found["text"] = rows_digest(self.protocol.head) if self.protocol.head.kind == "zero_shot" else None
-        return {name: digest for name, digest in found.items() if digest}
+        digests: dict[str, str] = {}
+        if self.protocol.backbone.weights is not None:
+            digests["backbone"] = _or_empty(lambda: weights_digest(self.protocol))
+        if self.protocol.head.kind == "zero_shot":
+            digests["text"] = _or_empty(lambda: rows_digest(self.protocol.head))
+        return digests
+
+    def changed_since(self, record: Mapping[str, Any], data: Path) -> str:
+        """What, of the files that are not in the name, is known to be other than the record was made of; "" nothing.
+
+        Args:
+            record: with this cell's name.
+            data: the folder of datasets; where a dataset is not there, its images cannot have changed.
+        """
+        digest = (record.get("dataset") or {}).get("digest")
+        if self.data_digest is not None and digest != self.data_digest:
+            return "the images or labels of its dataset have changed since"
+        if self.data_digest is None and data_changed(self.dataset, data, self.protocol.image):
+            return "the files of its dataset have changed since they were prepared"
+        return ""
 
     @property
     def scenario(self) -> Scenario:

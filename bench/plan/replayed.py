@@ -18,7 +18,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -77,6 +77,23 @@ class ReplayConfig(Section):
         return self
 
 
+def folder_digest(path: Path) -> str:
+    """128-bit hex of all files of a replay folder that a replay reads; looked up again only where one has changed."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and "served_" not in file.name)
+    return _digest_of(path, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file, size, _ in files:
+        digest.update(f"{file.relative_to(path)}:{size}:".encode())
+        with file.open("rb") as opened:
+            while chunk := opened.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Folder:
     """A checked replay folder."""
@@ -109,14 +126,7 @@ class Folder:
                 raise UserError(f"{path}: no head_{t}.safetensors (weight and bias of task {t}'s classes)")
             if config.start == "merged" and t > 1 and not (path / f"start_{t}.safetensors").is_file():
                 raise UserError(f"{path}: start is merged, so start_{t}.safetensors must say where task {t} began")
-        files = sorted(file for file in path.rglob("*") if file.is_file() and "served_" not in file.name)
-        digest = hashlib.blake2b(digest_size=16)
-        for file in files:
-            digest.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
-            with file.open("rb") as opened:
-                while chunk := opened.read(2**20):
-                    digest.update(chunk)
-        return cls(path, config, n_tasks, digest.hexdigest())
+        return cls(path, config, n_tasks, folder_digest(path))
 
     def as_json(self) -> dict[str, Any]:
         """The folder for another process."""
@@ -141,6 +151,17 @@ class ReplayCell(Cell):
     merging_code: ClassVar[tuple[str, ...]] = (*MERGING_CODE, *REPLAY_CODE)
 
     source: Folder = field(kw_only=True, compare=False)
+
+    @cached_property
+    def files_digest(self) -> dict[str, str]:
+        """Of the whole folder: what it holds is what the cell is about."""
+        return {"folder": self.source.digest}
+
+    def changed_since(self, record: Mapping[str, Any], data: Path) -> str:
+        """The folder too, where it is still there."""
+        if self.source.path.is_dir() and folder_digest(self.source.path) != self.source.digest:
+            return "the files of its folder have changed since"
+        return super().changed_since(record, data)
 
     @cached_property
     def train_keys(self) -> dict[int, str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 from bench.common.errors import UserError
 from bench.config.dotted import flat
-from bench.data.dataset import data_changed
 from bench.plan.cell import NO_IDENTITY, Cell
 from bench.plan.grid import cell_of
 from bench.records.record import COORDINATES, Record, Standing
@@ -35,18 +34,38 @@ def standing(record: Record, cell: Cell, data: Path) -> Standing:
     Args:
         record: with status "done".
         cell: see :func:`bench.plan.grid.cell_of`.
-        data: the folder of datasets; where a dataset is not there, its images cannot have changed.
+        data: the folder of datasets.
     """
+    before: Mapping[str, str] | None = record.get("files")
+    if before is None:
+        return Standing("outdated", "an older version of clmerge wrote it, whose names stood for other things")
+    absent = {name for name, digest in cell.files_digest.items() if not digest and before.get(name)}
+    if absent:  # the rest can be compared all the same
+        cell = dataclasses.replace(cell)
+        vars(cell)["files_digest"] = cell.files_digest | {name: before[name] for name in absent}
     difference = _difference(record, cell)
     if difference or record["id"] != cell.id:
         other = "its dataset's description, or what names stand for, has changed since"
         return Standing("outdated", difference or other)
-    digest = (record.get("dataset") or {}).get("digest")
-    if cell.data_digest is not None and digest != cell.data_digest:
-        return Standing("outdated", "the images or labels of its dataset have changed since")
-    if cell.data_digest is None and data_changed(cell.dataset, data, cell.protocol.image):
-        return Standing("outdated", "the files of its dataset have changed since they were prepared")
+    changed = cell.changed_since(record, data)
+    if changed:
+        return Standing("outdated", changed)
+    if absent:
+        return Standing("stale", f"it cannot be checked: {_said(absent)} not on this machine")
     return DONE if record.get("code") == cell.code() else Standing("stale", "its code has changed since")
+
+
+FILES_SAID = {
+    "backbone": "the file of its backbone's weights",
+    "text": "its file of text rows",
+    "folder": "the folder that it replays",
+}
+
+
+def _said(names: Iterable[str]) -> str:
+    """Files in words, with their verb."""
+    words = [FILES_SAID.get(name, name) for name in sorted(names)]
+    return " and ".join(words) + (" is" if len(words) == 1 else " are")
 
 
 def standings(records: Iterable[Record], registry: Registry, folders: list[Path], data: Path) -> dict[str, Standing]:
@@ -103,12 +122,10 @@ def _difference(record: Record, cell: Cell) -> str:
 
     Fields that only one of them has are left out: a version that has a field more means its default by it.
     """
-    before: Mapping[str, str] | None = record.get("files")
-    if before is None:
-        return "an older version of clmerge wrote it, whose names stood for other things"
-    for name, what in (("backbone", "the file of its backbone's weights"), ("text", "its file of text rows")):
+    before: Mapping[str, str] = record["files"]
+    for name in sorted(before.keys() | cell.files_digest.keys()):
         if before.get(name) != cell.files_digest.get(name):
-            return f"{what} has changed since"
+            return f"{FILES_SAID.get(name, name)} has changed since"
     method, told = record.get("method") or {}, cell.method.describe()
     pairs = [("protocol", record.get("protocol") or {}, cell.protocol_told())]
     pairs += [("method", {part: method.get(part) or {}}, {part: told[part]}) for part in ("trainer", "rule")]

@@ -64,7 +64,7 @@ def make_plan(
     Raises:
         UserError: a record in the grid is unreadable or was edited.
     """
-    plan = Plan(list(cells), [], [], _orphans(cells, results), [], {}, [], 0, 0, blocked)
+    plan = Plan(list(cells), [], [], _orphans(cells, results, data), [], {}, [], 0, 0, blocked)
     rerun = set(rerun)
     needed: set[str] = set()
     for cell in cells:
@@ -108,7 +108,7 @@ def with_data_as_it_is(cells: Sequence[Cell], data: Path) -> list[Cell]:
     return fresh
 
 
-def _orphans(cells: Sequence[Cell], results: Path) -> dict[str, str]:
+def _orphans(cells: Sequence[Cell], results: Path, data: Path) -> dict[str, str]:
     """Records that were made for the same place in the grid under another configuration, with the reason."""
     asked = {cell.id for cell in cells}
     # A name is the place in words and a hash of the configuration: another hash behind the same words.
@@ -123,7 +123,7 @@ def _orphans(cells: Sequence[Cell], results: Path) -> dict[str, str]:
                 continue
             record = read_record(folder / "cell.json")
             if record["status"] == "done" and record["coordinates"] == cell.coordinates():
-                found[record["id"]] = standing(record, cell, results).why
+                found[record["id"]] = standing(record, cell, data).why
     return found
 
 

@@ -62,7 +62,13 @@ def save(
         tensors |= {f"{name}.{k}": v for k, v in memory.items()}
     for i, pair in enumerate(zip(so_far.predicted, so_far.predicted_taskaware, strict=True)):
         tensors |= {f"predicted.{i}.{j}": torch.from_numpy(p) for j, p in enumerate(pair)}
-    header = {"code": cell.code(), "heads": len(so_far.heads), "predicted": len(so_far.predicted), "memory": trees}
+    header = {
+        "code": cell.code(),
+        "data": cell.data_digest,
+        "heads": len(so_far.heads),
+        "predicted": len(so_far.predicted),
+        "memory": trees,
+    }
     header["so_far"] = {name: getattr(so_far, name) for name in SoFar.JSON}
     save_tensors(folder / "resume.safetensors", tensors, header)
 
@@ -70,12 +76,12 @@ def save(
 def resume(
     cell: Cell, folder: Path, trainer: Trainer, rule: Rule, serving: Serving, theta_0: Weights
 ) -> tuple[SoFar, Weights, Weights] | None:
-    """What :func:`save` left, unless there is none or the code has changed since.
+    """What :func:`save` left, unless there is none, or the code or the data has changed since.
 
     A cell that keeps its weights begins again where it was begun without keeping them.
     """
     kept = load_tensors(folder / "resume.safetensors")
-    if kept is None or kept[1]["code"] != cell.code():
+    if kept is None or kept[1]["code"] != cell.code() or kept[1].get("data") != cell.data_digest:
         return None
     tensors, header = kept
     done = len(header["so_far"]["counts"])

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from bench.cli import cli
+from bench.common.cache import Store
 from bench.common.paths import PROTOCOLS
 from bench.config.files import load_protocol
 from bench.config.schema import ProtocolConfig, SuiteConfig, TrainConfig
@@ -22,6 +23,8 @@ from bench.plan.standing import standings
 from bench.records.record import read_records
 from bench.registry import Registry, code_hash
 from bench.registry.code_hash import code_of_class, code_of_modules
+from bench.run.cell import run_cell
+from bench.run.workbench import Workbench
 
 REGISTRY = Registry.load()
 RULE = "from bench.method import Rule, Task, Weights, rule\n\n\n@rule('mine')\nclass Mine(Rule):\n    def merge(self, t):\n"
@@ -314,3 +317,66 @@ def test_records_of_an_older_version_are_outdated(place: Path) -> None:
         (folder / "cell.json").write_text(json.dumps({**record, "id": folder.name}))
     reasons = standing_of(place).values()
     assert [reason.split(" of clmerge")[0] for reason in reasons] == ["an older version"] * 2
+
+
+def test_where_the_file_of_weights_is_not_here_a_record_is_counted_and_said_to_be_unchecked(place: Path) -> None:
+    weights = place / "my_vit.safetensors"
+    shutil.copy(PROTOCOLS / "embedded_vit.safetensors", weights)
+    protocol = f"title: Mine\nbase: embedded\nbackbone: {{weights: {weights}, sha256: null}}\n"
+    (place / "mine.yaml").write_text(protocol + "per_dataset: {digits: {train: {epochs: 1}}}\n")
+    run("--datasets", "digits", "--protocol", "mine.yaml")
+    weights.unlink()
+    told = standings(read_records(place / "results"), REGISTRY, [], place / "data").values()
+    assert [each.status for each in told] == ["stale", "stale"]
+    assert all(each.why.endswith("the file of its backbone's weights is not on this machine") for each in told)
+    (place / "mine.yaml").write_text(protocol + "per_dataset: {digits: {train: {epochs: 2}}}\n")  # and yet:
+    assert all("train.epochs was 1, is 2" in why for why in standing_of(place).values())
+
+
+def test_a_cell_without_its_file_of_weights_is_no_cell_of_random_weights(tmp_path: Path) -> None:
+    (plain,) = cells(tmp_path)
+    lost, random = (
+        plain.protocol.model_copy(
+            update={"backbone": plain.protocol.backbone.model_copy(update={"weights": weights, "sha256": None})}
+        )
+        for weights in (str(tmp_path / "gone.safetensors"), None)
+    )
+    ids = {Cell(plain.dataset, 2, p, plain.method, 0, 0, "test", {}).id for p in (plain.protocol, lost, random)}
+    assert len(ids) == 3
+
+
+def test_a_half_done_cell_starts_over_where_its_images_were_replaced(place: Path) -> None:
+    def half_done() -> None:
+        """One task of two, then an end without a word."""
+        (cell,) = cells(place / "data", dataset="my.yaml", methods="finetune", **{"train.epochs": 1})
+        bench = Workbench(place / "results", place / "data", Store(place / "results" / "cache"))
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(cell, bench, progress=_stop_after_the_first_task)
+
+    arrays(place)
+    half_done()
+    data = dict(np.load(place / "my.npz"))
+    data["x_train"] = 255 - data["x_train"]
+    np.savez(place / "my.npz", **data)
+    words = [
+        "--datasets",
+        "my.yaml",
+        "--tasks",
+        "2",
+        "--seeds",
+        "1",
+        "--methods",
+        "finetune",
+        "--protocol-set",
+        "train.epochs=1",
+    ]
+    clmerge("run", "--executor", "local", *words)
+    clmerge("run", "--executor", "local", *words, "--results", place / "fresh", "--data", place / "fresh_data")
+    (resumed,), (fresh,) = read_records(place / "results"), read_records(place / "fresh")
+    assert (resumed["counts"], resumed["digest"]) == (fresh["counts"], fresh["digest"])
+    assert [t["trained_digest"] for t in resumed["tasks"]] == [t["trained_digest"] for t in fresh["tasks"]]
+
+
+def _stop_after_the_first_task(beat: dict) -> None:
+    if beat["phase"] == "training" and beat["task"] == 2:
+        raise KeyboardInterrupt

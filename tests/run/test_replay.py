@@ -22,6 +22,9 @@ from bench.cli import cli
 from bench.common.paths import ROOT
 from bench.config.files import load_dataset_config, load_protocol, weights_file
 from bench.data.dataset import load_dataset
+from bench.plan.standing import standings
+from bench.records.record import read_records
+from bench.registry import Registry
 
 TINY = ["--protocol-set", "train.epochs=1", "--protocol-set", "per_dataset={}", "--executor", "local", "--quiet"]
 
@@ -177,6 +180,21 @@ def test_peft_adapters_replay_as_peft_itself_evaluates_them(foreign: tuple[Path,
     assert records["average"]["coordinates"]["protocol"] == f"replay-{folder.name}"
     assert "train" not in records["average"]["protocol"]  # we know nothing of how they were trained
     assert "ten lines of timm and PEFT" in done.output
+
+
+def test_a_folder_with_other_weights_is_another_cell_and_the_old_record_is_outdated(ran: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(weights_of(ran, "average"), folder)
+    clmerge("replay", str(folder), "--methods", "average", results=tmp_path / "r")
+    (before,) = read_records(tmp_path / "r")
+    edit_file("task_2.safetensors", lambda tensors: {k: v * 1.1 for k, v in tensors.items()})(folder)
+    ((cell_id, standing),) = standings(read_records(tmp_path / "r"), Registry.load(), [], ROOT / "data").items()
+    assert (cell_id, standing) == (before["id"], ("outdated", "the files of its folder have changed since"))
+    done = clmerge("replay", str(folder), "--methods", "average", "--json", results=tmp_path / "r")
+    (row,) = json.loads(done.stdout)
+    records = {record["id"]: record["digest"] for record in read_records(tmp_path / "r")}
+    assert len(records) == 2
+    assert row["digest"] != before["digest"]
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
