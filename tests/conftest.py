@@ -36,6 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(OF_FOLDER.get(folder, "run" if uses else "unit"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _the_checkout_stays_clean() -> Iterator[None]:
+    """A test that writes into the checkout's own results would put its cells into somebody's report."""
+    folder = Path(__file__).parent.parent / "results"
+    before = sorted(folder.glob("runs/*"))
+    yield
+    assert sorted(folder.glob("runs/*")) == before, f"a test wrote into {folder}"
+
+
 @pytest.fixture(scope="session")
 def registry() -> Registry:
     return Registry.load()
