@@ -6,7 +6,7 @@ empty  :=
 # Command-line narrowing: make bench DATASETS="glyphs digits" TASKS="5 10" METHODS="pm average@merged" SEEDS=3 ...
 flag    = $(if $($(1)),--$(2) "$($(1))")
 GRID    = $(call flag,SUITE,suite) $(call flag,DATASETS,datasets) $(call flag,TASKS,tasks) $(call flag,METHODS,methods) \
-          $(call flag,START,start) $(call flag,TRAINER,trainer) $(call flag,SEEDS,seeds) $(call flag,PROTOCOL,protocol) $(call flag,RESULTS,results) \
+          $(call flag,START,start) $(call flag,TRAINER,trainer) $(call flag,HEAD,head) $(call flag,SEEDS,seeds) $(call flag,PROTOCOL,protocol) $(call flag,RESULTS,results) \
           $(call flag,DATA,data)
 RUN     = $(GRID) $(call flag,GPUS_PER_RUN,gpus-per-run) $(call flag,EXECUTOR,executor) $(call flag,WORKERS,workers) \
           $(call flag,SHARD,shard) $(call flag,RERUN,rerun)

@@ -27,7 +27,7 @@ from bench.plan.trials import pack
 from bench.records.record import Standing
 from bench.registry import Registry, plugin_places
 
-LISTS = {"datasets", "tasks", "methods", "start", "trainers", "protocol"}  #: of a suite
+LISTS = {"datasets", "tasks", "methods", "start", "trainers", "heads", "protocol"}  #: of a suite
 
 
 class Session:

@@ -127,6 +127,7 @@ def grid(function: Command) -> Command:
     @click.option("--methods", help="Names or spellings [trainer+]rule[@start][:field=value,...].")
     @click.option("--start", help="pretrained, previous, merged: for every method that has the choice.")
     @click.option("--trainer", "--trainers", "trainers", help="Trainers, each for every method that has the choice.")
+    @click.option("--head", "--heads", "heads", help="Heads, each for every method that brings none.")
     @click.option("--seeds", help="Repeats: a count (3), a list (0,1,7) or a span (3-12).")
     @click.option("--class-order-seed", type=click.IntRange(0), help="Pin the class order; repeats vary the run seed.")
     @click.option("--run-seed", type=click.IntRange(0), help="Pin the run seed; repeats vary the class order.")
@@ -177,7 +178,7 @@ def asked_suite(options: dict[str, Any]) -> SuiteConfig:
     """
     suite = load_suite(options["suite"])
     changes: dict[str, Any] = {}
-    for name in ("datasets", "tasks", "methods", "start", "trainers", "protocol"):
+    for name in ("datasets", "tasks", "methods", "start", "trainers", "heads", "protocol"):
         if options[name] is not None:
             one_file = name == "protocol" and Path(options[name]).is_file()  # its path may have spaces
             changes[name] = [options[name]] if one_file else words(options[name], f"--{name}")

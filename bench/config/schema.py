@@ -247,8 +247,8 @@ class DatasetConfig(Section):
 
 
 class SuiteConfig(Section):
-    """A grid: every combination of datasets, task counts, methods, starts, trainers and repeats, under one protocol or
-    several, each with every combination of the values that ``protocol_set`` lists.
+    """A grid: every combination of datasets, task counts, methods, starts, trainers, heads and repeats, under one
+    protocol or several, each with every combination of the values that ``protocol_set`` lists.
     """
 
     key: str
@@ -260,6 +260,7 @@ class SuiteConfig(Section):
     methods: list[str]
     start: list[Literal["pretrained", "previous", "merged"]] = []  #: empty: each method's own
     trainers: list[str] = []  #: every method trained by each of these; empty: each method's own
+    heads: list[HeadKind] = []  #: every method that brings none served by each of these; empty: the protocol's
     seeds: str = "3"  #: "3" is repeats 0, 1, 2; "0,1,7" lists them
     eval_split: EvalSplit = "test"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from bench.common.errors import UserError
 from bench.config.files import for_dataset, load_dataset_config, load_protocol, shown_image, yaml_files
-from bench.config.schema import DatasetConfig, ProtocolConfig, SuiteConfig
+from bench.config.schema import DatasetConfig, HeadKind, ProtocolConfig, SuiteConfig
 from bench.data.dataset import availability, data_digest
 from bench.data.scenario import scenario_of
 from bench.method import Start
@@ -20,7 +20,9 @@ from bench.model.pretrained_files import check_weights
 from bench.plan.cell import Cell
 from bench.plan.method_protocol import MethodProtocol, check_names, for_method
 from bench.registry import Registry
+from bench.registry.resolve import look_up
 from bench.registry.resolved import Method
+from bench.registry.spelling import parse, spell
 
 
 def parse_seeds(text: str, where: str = "--seeds") -> list[int]:
@@ -153,8 +155,20 @@ def _methods(suite: SuiteConfig, registry: Registry, setting: Setting) -> Iterat
     """Every method of a suite with what the setting's protocol says of it."""
     starts: list[Start | None] = [*suite.start] or [None]
     trainers: list[str | None] = [*suite.trainers] or [None]
-    for spelling, trainer, start in product(suite.methods, trainers, starts):
-        yield for_method(registry, setting.protocol, setting.changes, spelling, start, trainer)
+    heads: list[HeadKind] = suite.heads or [setting.protocol.head.kind]
+    for spelling, trainer, start, head in product(suite.methods, trainers, starts, heads):
+        served = _served_by(registry, spelling, head, setting.protocol)
+        yield for_method(registry, setting.protocol, setting.changes, served, start, trainer)
+
+
+def _served_by(registry: Registry, spelling: str, head: HeadKind, protocol: ProtocolConfig) -> str:
+    """The spelling with that head, unless the method brings one, serves every task by its own model, or would be served
+    by it anyway.
+    """
+    asked = look_up(registry, spelling, "methods")
+    if head == protocol.head.kind or asked.head is not None or asked.rule.experts:
+        return spelling
+    return spell(replace(parse(spelling), head=head))
 
 
 @dataclass

@@ -60,7 +60,8 @@ def detailed_rows(records: Iterable[Record], standings: Mapping[str, Standing] =
     ``task_sizes`` (classes of each task that was trained), ``test_images`` (behind A_last), ``predictions_sha256``,
     ``tuning`` (trials that were spent on the method and on what; empty where the protocol was not tuned) and
     :data:`OF_METHOD`. ``frozen`` marks a baseline whose trainer adapts nothing but the heads; ``trainer`` and ``rule``
-    are dicts of key and options; ``head`` is the kind that the method brings, if any.
+    are dicts of key and options; ``head`` is the kind that the method brings, if any; ``classifier``
+    that one or the protocol's.
     """
     keys = [column.key for column in COLUMNS]
     detailed = []
@@ -175,6 +176,7 @@ def _of_method(record: Record) -> Row:
         "trainer": trainer | {"data": data.get("training")} if trainer else None,
         "rule": rule or None,
         "head": method.get("head"),
+        "classifier": method.get("head") or _dict(_dict(record.get("protocol")).get("head")).get("kind", "linear"),
     }
 
 

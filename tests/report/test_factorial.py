@@ -25,6 +25,7 @@ from bench.report import rows, tables
 from bench.report.build import ReportConfig, build_report, write_report
 from bench.report.figures import drawing
 from bench.report.inference import factorial
+from bench.report.inference.factorial import Column
 from bench.report.inference.heat_map import figure as heat_map_figure
 from tests.helpers import fake_records as fake
 
@@ -54,6 +55,19 @@ def test_one_suite_crosses_rules_trainers_and_starts() -> None:
 def test_what_has_no_backbone_trainer_to_choose_keeps_its_own() -> None:
     variants = [c.method.variant for c in grid(methods=["joint", "linear_probe", "finetune"], trainers=["perturb"])]
     assert variants == ["joint+last@pretrained", "frozen+last@pretrained", "perturb+last@previous"]
+
+
+def test_heads_are_an_axis_for_every_method_that_brings_none() -> None:
+    cells = grid(methods=["average@merged", "pm", "ncm", "experts"], heads=["linear", "refit", "ncm"])
+    assert [c.method.variant for c in cells] == [
+        *(f"plain+average@merged{head}" for head in ("", "/refit", "/ncm")),
+        *(f"perturb+pm_alpha@merged{head}" for head in ("", "/refit", "/ncm")),
+        "frozen+last@pretrained/ncm", "plain+experts@pretrained",
+    ]  # fmt: skip
+    assert [c.protocol.head.kind for c in cells[:3]] == ["linear", "refit", "ncm"]
+    assert cells[0].train_keys == cells[1].train_keys == cells[2].train_keys
+    plain = grid(methods=["average@merged"])
+    assert cells[0].id == plain[0].id  # the protocol's own head is no variant
 
 
 def test_options_of_the_replaced_trainer_go_with_it_and_the_rules_stay() -> None:
@@ -148,16 +162,16 @@ def full(seeds: int = 5) -> list[dict[str, Any]]:
 def test_a_cell_is_the_mean_and_t_interval_of_its_repeats() -> None:
     values = [500, 520, 530, 560, 590]
     found = heat_map([record("ties", seed=s, a_last=a) for s, a in enumerate(values)])
-    mean, low, high = found.cells["ties", ("plain", "merged")].interval
+    mean, low, high = found.cells["ties", Column("plain", "merged")].interval
     scores = [v / 10 for v in values]
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 4, mean, stats.sem(scores)))
     assert mean == pytest.approx(54.0)
-    assert found.cells["ties", ("plain", "merged")].text(5) == "54.0 [49.6, 58.4]"
+    assert found.cells["ties", Column("plain", "merged")].text(5) == "54.0 [49.6, 58.4]"
 
 
 def test_rows_columns_and_sections() -> None:
     found = heat_map(full(), trainers=["plain", "perturb"])
-    assert found.columns == list(product(("plain", "perturb"), ("pretrained", "previous", "merged")))
+    assert found.columns == [Column(*at) for at in product(("plain", "perturb"), ("pretrained", "previous", "merged"))]
     assert found.sections == {  # within a section, best at the common start first
         factorial.NO_IMAGES: ["magmax", "ties", "average"],
         tables.KEEPS_IMAGES: ["adamerging"],
@@ -173,7 +187,7 @@ def test_an_option_makes_a_row_only_where_it_tells_two_cells_apart() -> None:
     records.append(record("ties", start="pretrained", options={"density": 0.1}))
     found = heat_map(records)
     assert found.sections[factorial.NO_IMAGES] == ["ties", "ties:density=0.1"]
-    assert ("ties", ("plain", "pretrained")) not in found.cells
+    assert ("ties", Column("plain", "pretrained")) not in found.cells
 
 
 def test_joint_frozen_and_imported_rows_are_no_part_of_the_factorial() -> None:
@@ -181,7 +195,36 @@ def test_joint_frozen_and_imported_rows_are_no_part_of_the_factorial() -> None:
     joint["method"]["data"]["training"] = "seen"
     frozen["method"]["trainer"]["adapt"] = False
     foreign["method"] |= {"trainer": {}, "rule": {}, "status": "imported"}
-    assert list(heat_map([record("ties", seed=3), joint, frozen, foreign]).cells) == [("ties", ("plain", "merged"))]
+    (only,) = heat_map([record("ties", seed=3), joint, frozen, foreign]).cells
+    assert only == ("ties", Column("plain", "merged"))
+
+
+def test_columns_are_heads_where_the_report_lists_them() -> None:
+    def with_head(rule: str, head: str, seed: int, a_last: int, **changes: Any) -> dict[str, Any]:
+        value = record(rule, seed=seed, a_last=a_last, **changes)
+        value["method"]["head"] = head if head != "linear" else None  # the protocol's
+        value["coordinates"]["variant"] += f"/{head}"
+        return value
+
+    records = [
+        with_head(rule, head, seed, base + seed)
+        for rule, head, base in (("average", "linear", 500), ("ties", "linear", 600), ("average", "ncm", 700))
+        for seed in range(5)
+    ]
+    elsewhere = [record("average", start="pretrained"), record("average", trainer="perturb")]
+    unlisted = [with_head("average", "refit", 0, 900)]
+    found = heat_map([*records, *elsewhere, *unlisted], heads=["linear", "ncm"])
+    assert found.columns == [Column("plain", "merged", "linear"), Column("plain", "merged", "ncm")]
+    assert [(column.group, column.name) for column in found.columns] == [
+        ("plain+rule@merged", "linear"), ("plain+rule@merged", "ncm"),
+    ]  # fmt: skip
+    assert found.sections == {factorial.NO_IMAGES: ["ties", "average"]}  # best under the first head first
+    assert {place: len(cell.values) for place, cell in found.cells.items()} == {
+        ("average", found.columns[0]): 5, ("ties", found.columns[0]): 5, ("average", found.columns[1]): 5,
+    }  # fmt: skip
+    lines = list(csv.DictReader(io.StringIO(factorial.csv([found]))))
+    assert {(x["rule"], x["start"], x["head"], x["mean"]) for x in lines} >= {("average", "merged", "ncm", "70.2")}
+    assert "plain+rule@merged, ncm" in factorial.document([found]).markdown()
 
 
 def test_failures_missing_repeats_and_absent_cells_are_told_apart() -> None:
@@ -191,10 +234,10 @@ def test_failures_missing_repeats_and_absent_cells_are_told_apart() -> None:
     records += [record("average", "plain", "merged", 9, status="failed")]
     found = heat_map(records)
     text = {place: cell.text(found.n) for place, cell in found.cells.items()}
-    assert text["ties", ("perturb", "merged")] == "failed 5/5"
-    assert text["average", ("plain", "merged")].endswith("failed 1/6")
-    assert text["magmax", ("plain", "previous")].endswith("n = 3")
-    assert ("adamerging", ("perturb", "merged")) not in text
+    assert text["ties", Column("perturb", "merged")] == "failed 5/5"
+    assert text["average", Column("plain", "merged")].endswith("failed 1/6")
+    assert text["magmax", Column("plain", "previous")].endswith("n = 3")
+    assert ("adamerging", Column("perturb", "merged")) not in text
     lines = list(csv.DictReader(io.StringIO(factorial.csv([found]))))
     failed = next(x for x in lines if (x["rule"], x["trainer"], x["start"]) == ("ties", "perturb", "merged"))
     assert (failed["n"], failed["failed"], failed["mean"]) == ("0", "5", "")

@@ -1,4 +1,4 @@
-"""The factorial rule x trainer x start: what does the rule do, and what the training it is shown with?
+"""The factorial rule x trainer x start, or rule x head: what does the rule do, and what all that it is shown with?
 
 Two tables (every rule at one common start and trainer; the papers' own starts) and, for each stream, a heat map of
 A_last with the 95 % t interval over repeats in every cell. A rule with options is one row for each setting of them;
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product, starmap
+from typing import Any, NamedTuple
 
 from bench.common.csv_text import csv_text
 from bench.config.schema import Section
@@ -21,7 +22,23 @@ from bench.report.section import Document, TableSection
 NO_IMAGES, ORACLES = "No images of past tasks", "Oracles: validation images of all tasks"
 SECTIONS = (NO_IMAGES, tables.KEEPS_IMAGES, ORACLES)
 
-TrainerAndStart = tuple[str, str]  #: a column of the heat map
+
+class Column(NamedTuple):
+    """Of the heat map."""
+
+    trainer: str
+    start: str
+    head: str = ""  #: "": the protocol's
+
+    @property
+    def group(self) -> str:
+        """What it shares with the columns beside it."""
+        return f"{self.trainer}+rule@{self.start}" if self.head else self.trainer
+
+    @property
+    def name(self) -> str:
+        """What it has of its own."""
+        return self.head or self.start
 
 
 class FactorialConfig(Section):
@@ -31,6 +48,12 @@ class FactorialConfig(Section):
     trainer: str = "plain"  #: and its trainer
     rules: list[str] = []  #: order of the heat map's rows; others follow, best at the common start first
     trainers: list[str] = []  #: order of its columns; others follow
+    heads: list[str] = []  #: columns are these heads at the common start and trainer, in place of trainers and starts
+
+    @property
+    def common(self) -> Column:
+        """The column that orders the rows."""
+        return Column(self.trainer, self.start, *self.heads[:1])
 
 
 @dataclass(frozen=True)
@@ -64,9 +87,10 @@ class HeatMap:
     """One stream's: the rows of each section and the cells that were run."""
 
     stream: Row  #: a row of the stream, for its coordinates
-    columns: list[TrainerAndStart]
+    columns: list[Column]
+    crossed: str  #: what the columns are
     sections: dict[str, list[str]]
-    cells: dict[tuple[str, TrainerAndStart], Reached]
+    cells: dict[tuple[str, Column], Reached]
     marks: list[str]
 
     @property
@@ -102,46 +126,58 @@ def blocks(config: FactorialConfig, rows: Sequence[Row], order: Sequence[str]) -
 
 
 def heat_maps(config: FactorialConfig, rows: Iterable[Row]) -> list[HeatMap]:
-    """One a stream, of labelled rows whose backbone is trained task by task and that bring no head of their own."""
-    return [_heat_map(config, stream) for stream in grouped(filter(_is_factor, rows), BLOCK).values()]
+    """One a stream, of labelled rows whose backbone is trained task by task: with the head of the protocol, or with
+    each of the report's at the common start and trainer.
+    """
+    factors = [row for row in rows if _is_factor(config, row)]
+    return [_heat_map(config, stream) for stream in grouped(factors, BLOCK).values()]
 
 
-def _is_factor(row: Row) -> bool:
+def _is_factor(config: FactorialConfig, row: Row) -> bool:
     """What is outdated would make rows of options that are asked for no more; "What is incomplete" names it."""
     trainer = row["trainer"] or {}
     trained_task_by_task = trainer.get("adapt", True) and trainer.get("data") != "seen"
-    return bool(row["rule"]) and trained_task_by_task and not row.get("head") and row["status"] != "outdated"
+    if not row["rule"] or not trained_task_by_task or row["status"] == "outdated":
+        return False
+    if config.heads:
+        return row["classifier"] in config.heads and (trainer.get("key"), row["start"]) == (
+            config.trainer,
+            config.start,
+        )
+    return not row.get("head")
 
 
 def _heat_map(config: FactorialConfig, stream: list[Row]) -> HeatMap:
     names = {part: _distinguished(stream, part) for part in ("rule", "trainer")}
     rules: dict[str, list[Row]] = {}
-    repeats: dict[tuple[str, TrainerAndStart], list[Row]] = {}
+    repeats: dict[tuple[str, Column], list[Row]] = {}
     for row in stream:
         rule, trainer = (_spelled(row[part], names[part]) for part in ("rule", "trainer"))
+        column = Column(trainer, row["start"], row["classifier"] if config.heads else "")
         rules.setdefault(rule, []).append(row)
-        repeats.setdefault((rule, (trainer, row["start"])), []).append(row)
+        repeats.setdefault((rule, column), []).append(row)
     cells = {place: _reached(rows) for place, rows in repeats.items()}
     labels = _labels(rules, names["rule"])
     sections: dict[str, list[str]] = {section: [] for section in SECTIONS}
     for rule in sorted(rules, key=lambda rule: _order(config, rule, cells)):
         sections[_section(rules[rule])].append(labels[rule])
-    trainers = sorted({t for _, (t, _) in cells}, key=lambda t: (_rank(t, config.trainers), t != config.trainer, t))
-    starts = [start for start in START if any(column[1] == start for _, column in cells)]
+    used = {column for _, column in cells}
+    trainers = sorted({c.trainer for c in used}, key=lambda t: (_rank(t, config.trainers), t != config.trainer, t))
+    starts = [start for start in START if any(column.start == start for column in used)]
+    heads = [head for head in config.heads or [""] if any(column.head == head for column in used)]
     return HeatMap(
         stream[0],
-        [(trainer, start) for trainer in trainers for start in starts],
+        list(starmap(Column, product(trainers, starts, heads))),
+        "training, and head" if config.heads else "trainer, and where training of a task starts",
         {section: names for section, names in sections.items() if names},
         {(labels[rule], column): cell for (rule, column), cell in cells.items()},
         footnotes(stream),
     )
 
 
-def _order(
-    config: FactorialConfig, rule: str, cells: Mapping[tuple[str, TrainerAndStart], Reached]
-) -> tuple[int, bool, float]:
+def _order(config: FactorialConfig, rule: str, cells: Mapping[tuple[str, Column], Reached]) -> tuple[int, bool, float]:
     """As the report lists them, then by accuracy at the common start, then by the best anywhere."""
-    common = cells.get((rule, (config.trainer, config.start)), Reached((), 0, 0))
+    common = cells.get((rule, config.common), Reached((), 0, 0))
     means = [cell.interval[0] for (name, _), cell in cells.items() if name == rule and cell.values]
     best = common.interval[0] if common.values else max(means, default=0.0)
     return _rank(rule, config.rules), not common.values, -best
@@ -204,30 +240,30 @@ def document(maps: Iterable[HeatMap]) -> Document:
     sections = []
     for one in maps:
         sections.append(TableSection(stream_title(one.stream), about=f"{one.caption} Empty: not run."))
-        heads = [("Rule",), *((f"{trainer}, {start}",) for trainer, start in one.columns)]
+        heads = [("Rule",), *((f"{column.group}, {column.name}",) for column in one.columns)]
         for section, rules in one.sections.items():
             rows = [[rule, *(_text(one, rule, column) for column in one.columns)] for rule in rules]
             sections.append(TableSection(section, heads, rows, level=3))
-    return Document("Rule, trainer and start", sections)
+    return Document("Every rule crossed with what it is shown with", sections)
 
 
-def _text(heat_map: HeatMap, rule: str, column: TrainerAndStart) -> str:
+def _text(heat_map: HeatMap, rule: str, column: Column) -> str:
     reached = heat_map.cells.get((rule, column))
     return reached.text(heat_map.n) if reached else ""
 
 
 def csv(maps: Iterable[HeatMap]) -> str:
     """One line a cell that was run, unrounded."""
-    columns = ("rule", "section", "trainer", "start", "n", "cells", "failed", "mean", "low", "high")
+    columns = ("rule", "section", "trainer", "start", "head", "n", "cells", "failed", "mean", "low", "high")
     lines = []
     for one in maps:
         for section, rules in one.sections.items():
             for rule in rules:
-                for trainer, start in one.columns:
-                    cell = one.cells.get((rule, (trainer, start)))
+                for column in one.columns:
+                    cell = one.cells.get((rule, column))
                     if cell is None:
                         continue
                     mean, low, high = cell.interval if cell.values else (None, None, None)
-                    line = (rule, section, trainer, start, len(cell.values), cell.cells, cell.failed, mean, low, high)
+                    line = (rule, section, *column, len(cell.values), cell.cells, cell.failed, mean, low, high)
                     lines.append({name: one.stream[name] for name in BLOCK} | dict(zip(columns, line, strict=True)))
     return csv_text(lines, (*BLOCK, *columns))

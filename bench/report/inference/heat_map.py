@@ -1,4 +1,4 @@
-"""The heat maps of the factorial as a figure: a cell a rule, trainer and start, with its mean and interval in it."""
+"""The heat maps of the factorial as a figure: a cell a rule and column, with its mean and interval in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from bench.report.inference.factorial import HeatMap, Reached
 from bench.report.rows import stream_title
 
-CELL, GAP = (0.88, 0.4), 0.12  # inches; the gap, between trainers, in cells
+CELL, GAP = (0.88, 0.4), 0.12  # inches; the gap, between groups, in cells
 PLACES = {1: (0.5,), 2: (0.36, 0.72), 3: (0.24, 0.57, 0.82)}  # of a cell's lines of text, from its top
 
 
@@ -50,8 +50,8 @@ def figure(maps: Sequence[HeatMap]) -> dict[str, bytes]:
 def _draw(axes: Any, one: HeatMap, scale: Any) -> None:
     import textwrap
 
-    trainers = list(dict.fromkeys(trainer for trainer, _ in one.columns))
-    across = {column: i + GAP * trainers.index(column[0]) for i, column in enumerate(one.columns)}
+    groups = list(dict.fromkeys(column.group for column in one.columns))
+    across = {column: i + GAP * groups.index(column.group) for i, column in enumerate(one.columns)}
     right, y = max(across.values()) + 1, 0.0
     for section, rules in one.sections.items():
         axes.text(0, y + 0.72, section, fontsize=8, fontweight="bold", ha="left")
@@ -61,14 +61,14 @@ def _draw(axes: Any, one: HeatMap, scale: Any) -> None:
             for column, x in across.items():
                 _draw_cell(axes, one.cells.get((rule, column)), one.n, x, y, scale)
             y += 1
-    for trainer in trainers:
-        places = [x for column, x in across.items() if column[0] == trainer]
-        axes.text((places[0] + places[-1] + 1) / 2, -0.62, trainer, ha="center", va="bottom", fontsize=9)
+    for group in groups:
+        places = [x for column, x in across.items() if column.group == group]
+        axes.text((places[0] + places[-1] + 1) / 2, -0.62, group, ha="center", va="bottom", fontsize=9)
         axes.plot([places[0] + 0.05, places[-1] + 0.95], [-0.55, -0.55], color="black", linewidth=0.6, clip_on=False)
-    for (_, start), x in across.items():
-        axes.text(x + 0.5, -0.08, start, ha="center", va="bottom", fontsize=7.5)
+    for column, x in across.items():
+        axes.text(x + 0.5, -0.08, column.name, ha="center", va="bottom", fontsize=7.5)
     axes.set(xlim=(0, right), ylim=(y, 0))
-    axes.set_title(f"{stream_title(one.stream)}\ntrainer, and where training of a task starts", fontsize=9, pad=40)
+    axes.set_title(f"{stream_title(one.stream)}\n{one.crossed}", fontsize=9, pad=40)
     caption = f"{one.caption} Dash: not run. Hatched: cells failed."
     if any(cell.values and cell.interval[0] < scale.norm.vmin for cell in one.cells.values()):
         caption += " The darkest colour stands for all that lies below the bar."
