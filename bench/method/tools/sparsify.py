@@ -16,20 +16,24 @@ Norm = Literal["l1", "l2", "linf"]
 BLOCK = 2**17  #: entries of all vectors that are merged at a time, so that what is made of them stays in cache
 
 
-def draw(like: Weights, p: float, rng: Callable[[str], np.random.Generator]) -> Tensor:
+def draw(like: Weights, p: float | Weights, rng: Callable[[str], np.random.Generator]) -> Tensor:
     """A mask (P,), each entry True with probability ``p``.
 
     Args:
         like: gives names, shapes and device.
-        p: between 0 and 1.
+        p: between 0 and 1, of all entries or of each.
         rng: the random stream of a tensor's name: an entry's draw does not depend on which tensors lie before it.
     """
     import torch
 
+    shares = p.tensors() if isinstance(p, Weights) else dict.fromkeys(like.layout.names, p)
+
     def one(name: str, view: Tensor) -> Tensor:
         # On the CPU, whose generator is another than a GPU's: the mask must not depend on where the weights lie.
         generator = torch.Generator().manual_seed(int(rng(name).integers(2**62)))
-        return (torch.rand(view.numel(), generator=generator) < p).to(view.device)
+        share = shares[name]
+        share = share.reshape(-1).cpu() if isinstance(share, torch.Tensor) else share
+        return (torch.rand(view.numel(), generator=generator) < share).to(view.device)
 
     return torch.cat([one(name, view) for name, view in like.items()])
 
