@@ -1,7 +1,7 @@
 """TSV-Merge, Task Singular Vectors: Reducing Task Interference in Model Merging (arXiv:2412.00081).
 
-For each matrix, of every task vector tau_i = U_i S_i V_i^T the leading k = rank / T components, rank = min(d_out, d_in),
-side by side, and both sets of singular vectors decorrelated:
+For each matrix, of every task vector tau_i = U_i S_i V_i^T the leading k = rank / T components, with rank =
+min(d_out, d_in), side by side, and both sets of singular vectors decorrelated:
 
     U = [U_1 .. U_T],  S = diag(S_1 .. S_T),  V = [V_1 .. V_T],   U -> P_U Q_U^T where U = P_U D_U Q_U^T, V likewise
 
