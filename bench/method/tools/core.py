@@ -30,12 +30,12 @@ def rounding(theta: Tensor) -> float:
     return torch.finfo(theta.dtype).eps * float(theta.double().square().mean().sqrt()) * sides
 
 
-def thin_svd(x: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def thin_svd(x: Tensor, floor: float = 0.0, rtol: float = RTOL) -> tuple[Tensor, Tensor, Tensor]:
     """Singular value decomposition U (m, r), s (r,), V^T (r, n) of one matrix to its numerical rank r, float64.
 
-    Singular values under 1e-6 of the largest or under ``floor`` are left out. A low rank is found by random projection
-    (Halko et al., arXiv:0909.4061, with one step of subspace iteration, always the same draw): of 768 x 768 numbers in
-    a tenth of the time. Whether it caught all is known, since the smallest value that it then has is left out.
+    Singular values under ``rtol`` of the largest or under ``floor`` are left out. A low rank is found by random
+    projection (Halko et al., arXiv:0909.4061, with one step of subspace iteration, always the same draw), of 768 x 768
+    numbers in a tenth of the time. That it caught all is known by the smallest value that it has: it is left out.
     """
     import torch
 
@@ -47,17 +47,17 @@ def thin_svd(x: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         for side in (x, x.mT, x):
             Q = torch.linalg.qr(side @ Q).Q
         U, s, Vt = torch.linalg.svd(Q.mT @ x, full_matrices=False)
-        rank = _rank(s, floor)
+        rank = _rank(s, floor, rtol)
         if rank < k:
             return Q @ U[:, :rank], s[:rank], Vt[:rank]
     U, s, Vt = torch.linalg.svd(x, full_matrices=False)
-    rank = _rank(s, floor)
+    rank = _rank(s, floor, rtol)
     return U[:, :rank], s[:rank], Vt[:rank]
 
 
-def _rank(s: Tensor, floor: float) -> int:
+def _rank(s: Tensor, floor: float, rtol: float) -> int:
     """How many of the falling singular values (k,) are not rounding; of none, or of zeros: 0."""
-    return int((s > max(RTOL * float(s[0]), floor)).sum()) if len(s) else 0
+    return int((s > max(rtol * float(s[0]), floor)).sum()) if len(s) else 0
 
 
 def polar(x: Tensor) -> Tensor:
