@@ -102,7 +102,8 @@ class Models:
         steps = [served + (theta - served) * f + noise(2**32 - 10 * t - i, 0.02).map(lambda v: v.to(theta.vector))
                  for i, f in enumerate((0.2, 0.5, 0.8))]  # fmt: skip
         F = self.fishers[t - 1]
-        statistics = {"fisher": F, "fisher@elsewhere": F, "gram": self.grams(t)}
+        grams = self.grams(t)
+        statistics = {"fisher": F, "fisher@elsewhere": F, "gram": grams, "gram@elsewhere": grams}
         return Toy(t, self.theta_0, start or served, served, theta, {"snapshots": [*steps, theta], "grad_sq": [F]},
                    statistics)  # fmt: skip
 
