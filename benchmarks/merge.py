@@ -1,11 +1,14 @@
 """What a merge costs at ViT-B/16's size: `python benchmarks/merge.py [--tasks 2 10 50] [--rules average ties ...]`.
 
-Each rule of `methods/` against the same equations written tensor by tensor (below), in the same run. 24 tensors of 768
-by 768 are what P&M's protocol adapts: key and value of twelve blocks, 14.2 M numbers. Both sides serve theta_hat_t
-after every task, as a stream needs, and must agree (`difference`: relative, of a sample of entries). Every measurement
-is a process of its own: seconds are those of the merges alone, memory is the peak resident size over what the process
-held before (theta_0 and one task's inputs are in it on both sides). Spectral and Gram rules take seconds a tensor on a
-CPU: `LAYERS` says how many of the 24 they get.
+Every rule of `methods/` that merges from weights, Fishers or Gram matrices, found in the registry, with its default
+options; and beside some of them the same equations written tensor by tensor (below), in the same run. 24 tensors of 768
+by 768 are what P&M's protocol adapts: key and value of twelve blocks, 14.2 M numbers, each changed by a task by a
+matrix of rank 10 as its LoRA gives. Statistics are drawn at random: what it costs to compute them (RegMean++ needs a
+pass over images for every block) is not in these numbers. Both sides serve theta_hat_t after every task, as a stream
+needs, and must agree (`difference`: relative, of a sample of entries). Every measurement is a process of its own:
+seconds are those of the merges alone, of all of a stream and of the last one, memory is the peak resident size over
+what the process held before (theta_0 and one task's inputs are in it on both sides). Where a rule takes seconds a
+tensor on a CPU, `LAYERS` says how many of the 24 it gets (`--layers` gives all rules as many).
 
 On a CPU the one vector does not pay for elementwise rules: its temporaries (57 MB) go through memory, where those of
 single tensors (2.4 MB) stay in cache. It is meant for GPUs, and for rules that rank or sum over all weights.
@@ -26,13 +29,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from bench.method import Gram
+from bench.method import Gram, Rule
+from bench.method.asking import IMAGES, Need
 from bench.method.recorded import Recording, merge_stream
 from bench.method.weights import Weights
 from bench.registry import Registry
 
-SIZE, ALL = 768, 24
-LAYERS = {"regmean": 6, "lot": 6, "opcm": 2, "lore": 1, "doge": 1}
+SIZE, ALL, RANK = 768, 24, 10
+LAYERS = {"regmean": 6, "regmean_pp": 6, "lot": 6, "opcm": 2, "wudi": 2, "dop": 2, "lore": 1, "doge": 1}
 Named = dict[str, Tensor]
 Step = Callable[[int, Named, Named, Named, Named, Named], Named]
 
@@ -43,9 +47,9 @@ def draw(t: int, layers: int, what: str) -> Named:
     for layer in range(layers):
         generator = torch.Generator().manual_seed(1000 * t + layer)
         noise = torch.randn(SIZE, SIZE, generator=generator)
-        out[f"blocks.{layer}.weight"] = {
+        out[f"blocks.{layer // 2}.attn.qkv.{'kv'[layer % 2]}.weight"] = {
             "theta0": lambda x: x * 0.02,
-            "tau": lambda x: x * 1e-3,
+            "tau": lambda x: x[:, :RANK] @ x[RANK : 2 * RANK] * (1e-3 / RANK**0.5),
             "fisher": lambda x: x.square() * 1e-6,
             "gram": lambda x: (x.T @ x).double(),
         }[what](noise)
@@ -235,7 +239,8 @@ def opcm() -> Step:
             U, s, Vh = torch.linalg.svd(A[n])
             r = int((s.cumsum(0) / s.sum() > 0.5).nonzero()[0])
             P = U.T @ tau[n] @ Vh.T
-            P.fill_diagonal_(0)
+            rank = int((s > 1e-6 * s[0]).sum())  # what lies beyond is an arbitrary basis (methods/opcm.py)
+            P.diagonal()[:rank] = 0
             P[:r, :r] = 0
             A[n] = A[n] + U @ P @ Vh
         scale = sum(norms) / len(norms) / sum(float(x.square().sum()) for x in A.values()) ** 0.5
@@ -265,93 +270,119 @@ def lore() -> Step:
     return step
 
 
-REFERENCES: dict[str, tuple[Callable[[], Step], set[str]]] = {
-    "average": (average, set()),
-    "task_arithmetic": (task_arithmetic, set()),
-    "coma": (coma, set()),
-    "magmax": (magmax, set()),
-    "ties": (ties, set()),
-    "fisher": (fisher, {"fisher"}),
-    "cofima": (cofima, {"fisher"}),
-    "became": (became, {"fisher"}),
-    "pm_alpha": (pm_alpha, {"fisher"}),
-    "regmean": (regmean, {"gram"}),
-    "lot": (lot, {"gram"}),
-    "opcm": (opcm, set()),
-    "lore": (lore, set()),
-}
+REFERENCES: dict[str, Callable[[], Step]] = {
+    "average": average, "task_arithmetic": task_arithmetic, "coma": coma, "magmax": magmax, "ties": ties,
+    "fisher": fisher, "cofima": cofima, "became": became, "pm_alpha": pm_alpha, "regmean": regmean, "lot": lot,
+    "opcm": opcm, "lore": lore,
+}  # fmt: skip
+
+
+def measured() -> dict[str, type[Rule]]:
+    """The rules that can be merged without images, by key."""
+
+    def from_tensors(rule: type[Rule]) -> bool:
+        return not (rule.experts or rule.data == "oracle" or rule().record or needs(rule) & set(IMAGES))
+
+    return {key: rule for key, rule in Registry.load().rules.items() if from_tensors(rule)}
+
+
+def needs(rule: type[Rule]) -> set[str]:
+    """Keys of the statistics that it reads."""
+    return {Need.parse(text).key for text in rule().needs}
 
 
 # ---- one measurement a process
-def measure(rule: str, tasks: int, side: str) -> dict[str, Any]:
-    layers, (reference, needs) = LAYERS.get(rule, ALL), REFERENCES[rule]
-    theta0 = draw(0, layers, "theta0")
-    before, spent = psutil.Process().memory_info().rss, 0.0
+def measure(key: str, layers: int, tasks: int, side: str) -> dict[str, Any]:
+    rule, theta0 = measured()[key], draw(0, layers, "theta0")
+    before, spent = psutil.Process().memory_info().rss, list[float]()
+    stream = inputs(tasks, layers, theta0, needs(rule))
     if side == "ours":
         pretrained, began = Weights.of(theta0), 0.0
 
         def recordings() -> Iterator[Recording]:
             nonlocal began
-            for theta, F, G in inputs(tasks, layers, theta0, needs):
-                fisher = dict.fromkeys(("fisher", "fisher@elsewhere"), Weights.of(F)) if F else {}
-                gram = {"gram": {n: Gram(g, SIZE) for n, g in G.items()}} if G else {}
-                known = Recording(Weights.of(theta), fisher | gram)
-                del theta, F, G, fisher, gram
+            for theta, F, G in stream:
+                grams = {name: Gram(g, SIZE) for name, g in G.items()}
+                statistics = {"fisher": Weights.of(F) if F else None, "gram": grams}
+                at = {f"{name}{place}": x for name, x in statistics.items() if x for place in ("", "@elsewhere")}
+                known = Recording(Weights.of(theta), at)
+                del theta, F, G, grams, statistics, at
                 began = time.perf_counter()
                 yield known
 
         served = theta0
-        for task in merge_stream(Registry.load().rules[rule](), pretrained, recordings()):
-            spent += time.perf_counter() - began
+        for task in merge_stream(rule(), pretrained, recordings()):
+            spent.append(time.perf_counter() - began)
             served = task.served.tensors()
     else:
-        step, served = reference(), theta0
-        for t, (theta, F, G) in enumerate(inputs(tasks, layers, theta0, needs), 1):
-            began = time.perf_counter()
+        step, served = REFERENCES[key](), theta0
+        for t, (theta, F, G) in enumerate(stream, 1):
+            start = time.perf_counter()
             served = step(t, theta0, served, theta, F, G)
-            spent += time.perf_counter() - began
+            spent.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     moved = [(served[n] - theta0[n]).double() for n in theta0]
     probe = torch.cat([x.flatten()[:: SIZE * 3 + 1] for x in moved])
-    return {"seconds": spent, "peak_mb": peak / 2**20, "probe": probe.tolist()}
+    return {"seconds": sum(spent), "last": spent[-1], "peak_mb": peak / 2**20, "probe": probe.tolist()}
+
+
+def apart(key: str, layers: int, tasks: int, side: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """:func:`measure` in a process of its own; None where it takes too long."""
+    command = [sys.executable, __file__, "--one", key, side, "--tasks", str(tasks), "--layers", str(layers)]
+    command += ["--threads", str(options.threads)]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=options.limit)
+    except subprocess.TimeoutExpired:
+        return None
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def row(ours: dict[str, Any], plain: dict[str, Any] | None) -> str:
+    """One measurement in words; what only a plain side gives is left blank without one."""
+    told = f"{ours['seconds']:9.3f} {ours['last']:8.3f} {ours['peak_mb']:8.0f}"
+    if plain is None:
+        return told
+    x, y = torch.tensor(ours["probe"]), torch.tensor(plain["probe"])
+    ratio, difference = plain["seconds"] / ours["seconds"], float((x - y).norm() / y.norm())
+    return f"{told} {plain['seconds']:9.3f} {plain['peak_mb']:8.0f} {ratio:10.2f} {difference:10.1e}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 10, 50])
-    parser.add_argument("--rules", nargs="+", default=list(REFERENCES), choices=list(REFERENCES))
+    parser.add_argument("--rules", nargs="+", metavar="RULE", help="default: all that merge from tensors")
+    parser.add_argument("--layers", type=int, help="tensors of every rule (default: 24, fewer where LAYERS says so)")
+    parser.add_argument("--ours", action="store_true", help="leave the plain side out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--limit", type=float, default=600, help="seconds a measurement may take")
     parser.add_argument("--one", nargs=2, metavar=("RULE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.one:
-        print(json.dumps(measure(options.one[0], options.tasks[0], options.one[1])))
+        print(json.dumps(measure(options.one[0], options.layers, options.tasks[0], options.one[1])))
         return
-    print(f"torch {torch.__version__}, {options.threads} threads; seconds of all merges of a stream; peak MB")
-    print(f"{'rule':16s} {'tensors':>7s} {'T':>3s} {'ours s':>9s} {'plain s':>9s} {'plain/ours':>10s} "
-          f"{'ours MB':>8s} {'plain MB':>8s} {'difference':>10s}")  # fmt: skip
-    for rule in options.rules:
+    known = measured()
+    for key in options.rules or ():
+        if key not in known:
+            parser.error(f"no rule {key!r} that merges from tensors alone; there are {', '.join(sorted(known))}")
+    print(
+        f"torch {torch.__version__}, {options.threads} threads; seconds of all merges of a stream and of the last one"
+    )
+    print(f"{'rule':16s} {'tensors':>7s} {'T':>3s} {'ours s':>9s} {'last s':>8s} {'ours MB':>8s} {'plain s':>9s} "
+          f"{'plain MB':>8s} {'plain/ours':>10s} {'difference':>10s}")  # fmt: skip
+    for key in options.rules or sorted(known):
+        layers = options.layers or LAYERS.get(key, ALL)
+        sides = ["ours", "plain"] if key in REFERENCES and not options.ours else ["ours"]
         for tasks in options.tasks:
-            told: dict[str, Any] = {}
-            for side in ("ours", "plain"):
-                command = [sys.executable, __file__, "--one", rule, side, "--tasks", str(tasks)]
-                command += ["--threads", str(options.threads)]
-                try:
-                    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=options.limit)
-                    told[side] = json.loads(done.stdout)
-                except subprocess.TimeoutExpired:
-                    told[side] = None
-            a, b = told["ours"], told["plain"]
-            row = f"{rule:16s} {LAYERS.get(rule, ALL):7d} {tasks:3d}"
-            if a is None or b is None:
-                late = " and ".join(side for side, x in told.items() if x is None)
-                print(f"{row}  {late}: over {options.limit:g} s", flush=True)
+            told = {side: apart(key, layers, tasks, side, options) for side in sides}
+            late = [side for side in sides if told[side] is None]
+            words = f"  {' and '.join(late)}: over {options.limit:g} s"
+            ours = told["ours"]
+            print(f"{key:16s} {layers:7d} {tasks:3d} {words if late or not ours else row(ours, told.get('plain'))}",
+                  flush=True)  # fmt: skip
+            if late:
                 break  # more tasks take longer
-            x, y = torch.tensor(a["probe"]), torch.tensor(b["probe"])
-            seconds = f"{a['seconds']:9.3f} {b['seconds']:9.3f} {b['seconds'] / a['seconds']:10.2f}"
-            memory = f"{a['peak_mb']:8.0f} {b['peak_mb']:8.0f}"
-            print(f"{row} {seconds} {memory} {float((x - y).norm() / y.norm()):10.1e}", flush=True)
 
 
 if __name__ == "__main__":
