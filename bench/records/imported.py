@@ -14,6 +14,7 @@ One YAML file a method and stream::
         run_seed: 0
         accuracy: [[98.3], [94.1, 96.0]]   # percent; row t: after task t, on each task so far (or on all tasks)
         # or correct: [[983], [941, 960]]
+    rows: steps                # what a row is: "tasks" where row i is task i, after each task from i on (or after all)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -61,6 +62,7 @@ class ImportConfig(Section):
     title: str | None = None
     paper: str | None = None
     totals: list[pydantic.PositiveInt] = pydantic.Field(min_length=1)
+    rows: Literal["steps", "tasks"] = "steps"
     runs: list[ImportedRun] = pydantic.Field(min_length=1)
 
 
@@ -110,19 +112,45 @@ def _record(config: ImportConfig, run: ImportedRun, where: str) -> dict[str, Any
 
 
 def _counts(config: ImportConfig, run: ImportedRun, where: str) -> list[list[list[int]]]:
+    """[task after which][task] of [correct, total]."""
     totals, T = config.totals, len(config.totals)
     rows: Any = run.correct if run.accuracy is None else run.accuracy
     key = "correct" if run.accuracy is None else "accuracy"
     if len(rows) != T:
         raise UserError(f"{where}.{key}: {len(rows)} rows, but totals lists {T} tasks")
-    counts = []
-    for t, row in enumerate(rows):
-        if len(row) not in (t + 1, T):
-            raise UserError(f"{where}.{key}: row {t + 1} has {len(row)} entries; give {t + 1} (tasks so far) or {T}")
-        pairs = zip(row[: t + 1], totals, strict=False)
-        counts.append([[_correct(value, total, key, f"{where}.{key}[{t}][{i}]"), total]
-                       for i, (value, total) in enumerate(pairs)])  # fmt: skip
-    return counts
+    for i, row in enumerate(rows):
+        seen, which = (i + 1, "tasks so far") if config.rows == "steps" else (T - i, "tasks from its own on")
+        if len(row) not in (seen, T):
+            give = f"with rows: {config.rows} give {seen} ({which}) or {T}"
+            raise UserError(f"{where}.{key}: row {i + 1} has {len(row)} entries; {give}")
+    _check_orientation(config, rows, f"{where}.{key}")
+
+    def count(t: int, i: int) -> list[int]:
+        """Of task i after task t."""
+        row, column = (t, i) if config.rows == "steps" else (i, t - T + len(rows[i]))
+        return [_correct(rows[row][column], totals[i], key, f"{where}.{key}[{row}][{column}]"), totals[i]]
+
+    return [[count(t, i) for i in range(t + 1)] for t in range(T)]
+
+
+def _check_orientation(config: ImportConfig, rows: list[list[float]], where: str) -> None:
+    """A square matrix says itself which way it lies, where what was not yet learnt has zeros.
+
+    Raises:
+        UserError: what we would read is all zeros, and what we would leave out is not.
+    """
+    T = len(rows)
+    if T == 1 or any(len(row) != T for row in rows):
+        return
+    below, above = ([row[j] for i, row in enumerate(rows) for j in columns(i)]
+                    for columns in (range, lambda i: range(i + 1, T)))  # fmt: skip
+    read, left_out = (below, above) if config.rows == "steps" else (above, below)
+    if not any(read) and any(left_out):
+        other = "tasks" if config.rows == "steps" else "steps"
+        raise UserError(
+            f"{where}: the matrix lies the other way: with rows: {config.rows} every task would be at 0 from the next "
+            f"one on; write rows: {other}"
+        )
 
 
 def _correct(value: float, total: int, key: str, where: str) -> int:

@@ -17,6 +17,7 @@ from bench.common.errors import UserError
 from bench.records.imported import read_import
 from bench.records.record import read_record
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "import-pilot"
 WHOLE: dict[str, Any] = {
     "source": "another harness, 3 May 2026",
     "dataset": "digits",
@@ -44,6 +45,34 @@ def test_counts_are_those_behind_the_percentages(tmp_path: Path) -> None:
     first, second = read_import(write(tmp_path / "l2p.yaml"))
     assert first["counts"] == [[[197, 200]], [[180, 200], [146, 150]]]
     assert second["counts"] == [[[190, 200]], [[170, 200], [140, 150]]]
+
+
+def test_rows_that_are_tasks_are_turned(tmp_path: Path) -> None:
+    expected = read_import(write(tmp_path / "steps.yaml"))[0]["counts"]
+    for i, matrix in enumerate(([[98.5, 90.0], [97.33]], [[98.5, 90.0], [0, 97.33]], [[98.5, 90.0], [12, 97.33]])):
+        file = write(tmp_path / f"{i}.yaml", rows="tasks", **run(accuracy=matrix))
+        assert read_import(file)[0]["counts"] == expected
+    zeros = write(tmp_path / "zeros.yaml", **run(accuracy=[[98.5, 0], [0, 97.33]]))  # nothing says which way it lies
+    assert read_import(zeros)[0]["counts"] == [[[197, 200]], [[0, 200], [146, 150]]]
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_examples_of_pilots_layout_import_and_call_themselves_placeholders(file: Path, tmp_path: Path) -> None:
+    (record,) = read_import(file)
+    assert [len(row) for row in record["counts"]] == list(range(1, 11))
+    assert {c[1] for row in record["counts"] for c in row} == {1000}
+    assert all(c[0] for row in record["counts"] for c in row)
+    assert record["imported"]["source"].startswith("PLACEHOLDER")
+    assert "placeholder" in record["method"]["title"]
+    turned = yaml.safe_load(file.read_text())
+    del turned["rows"]
+    (tmp_path / "copy.yaml").write_text(yaml.safe_dump(turned))
+    with pytest.raises(UserError, match="write rows: tasks"):
+        read_import(tmp_path / "copy.yaml")
+
+
+def test_all_examples_are_there() -> None:
+    assert {file.stem for file in EXAMPLES.glob("*.yaml")} == {"l2p", "dualprompt", "coda_prompt", "ease"}
 
 
 @given(st.integers(0, 200), st.integers(0, 4))
@@ -88,7 +117,13 @@ def run(**changes: Any) -> dict[str, Any]:
         ({"totals": [200, 151]}, r"runs.0.accuracy\[1\]\[1\]: 97.33 % of 151 test images is no whole number"),
         ({"totals": [200]}, "2 rows, but totals lists 1 tasks"),
         ({"totals": [200, 0]}, r"totals.1: .*greater than 0"),
-        (run(accuracy=[[98.5], [90.0]]), "row 2 has 1 entries; give 2"),
+        (run(accuracy=[[98.5], [90.0]]), "row 2 has 1 entries; with rows: steps give 2"),
+        (run(accuracy=[[98.5, 90.0], [97.33]]), "row 2 has 1 entries; with rows: steps give 2"),
+        ({"rows": "tasks"} | run(accuracy=[[98.5], [90.0, 97.33]]), "row 1 has 1 entries; with rows: tasks give 2"),
+        (run(accuracy=[[98.5, 90.0], [0, 97.33]]), "lies the other way: .*write rows: tasks"),
+        (run(correct=[[197, 180], [0, 146]]), "lies the other way: .*write rows: tasks"),
+        ({"rows": "tasks"} | run(accuracy=[[98.5, 0], [90.0, 97.33]]), "lies the other way: .*write rows: steps"),
+        ({"rows": "tasks"} | run(accuracy=[[98.5, 97.33], [97.33]]), r"accuracy\[0\]\[1\]: 97.33 % of 200 test images"),
         (run(accuracy=[[98.5], [90.0, 101]]), "101.0 is not between 0 and 100"),
         (run(correct=[[201], [1, 1]]), "201 is not between 0 and 200"),
         (run(), "give either accuracy"),
