@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.method import Task, Weights, method, option, rule
-from bench.method.tools.core import MatrixRule, polar, thin_svd
+from bench.method.tools.core import MatrixRule, decorrelated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +41,7 @@ class TSVMerge(MatrixRule):
 
     def matrix(self, M: Tensor, size: int) -> Tensor:
         """U S V^T."""
-        import torch
-
-        k = max(1, size // len(M))
-        U, S, Vt = zip(*((U[:, :k], s[:k], Vt[:k]) for U, s, Vt in map(thin_svd, M)), strict=True)
-        return (polar(torch.cat(U, 1)) * torch.cat(S)) @ polar(torch.cat(Vt))
+        return decorrelated(list(M), max(1, size // len(M)))
 
 
 method(

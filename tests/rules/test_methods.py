@@ -167,7 +167,7 @@ def test_memory_saved_and_loaded_between_tasks_changes_no_bit(key: str, tmp_path
     ("plugin", "vectors"),
     [("last", 0), ("average", 0), ("trm", 0), ("task_arithmetic", 1), ("pm_alpha", 2), ("oracle_scalar", 0),
      ("dare", 1), ("magmax", 1), ("randmix", 1), ("fisher", 2), ("coma", 0), ("cofima", 1), ("cmm_blend", 1),
-     ("became", 1)],
+     ("became", 1), ("iso_c", 1), ("dop", 0), ("nufilt", 0)],
 )  # fmt: skip
 def test_carried_bytes_do_not_grow_with_the_number_of_tasks(plugin: str, vectors: int) -> None:
     for T in (1, 4):

@@ -7,8 +7,8 @@ over by L and R, what would have been made of them in the large one. Task vector
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from bench.method.api import Task, TaskVectorRule, Weights, state
 
@@ -72,20 +72,33 @@ def isotropic(x: Tensor, floor: float = 0.0) -> Tensor:
     return U @ Vt * (s.sum() / max(1, len(s)))
 
 
-def shared_basis(tau: Sequence[Tensor], floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def decorrelated(M: Sequence[Tensor], k: int) -> Tensor:
+    """TSV-Merge (arXiv:2412.00081): U S V^T (p, q) of the k leading components of every M_i (p, q) side by side.
+
+    U and V are replaced by their polar factors; a component beyond a matrix's numerical rank is left out.
+    """
+    import torch
+
+    U, S, Vt = zip(*((U[:, :k], s[:k], Vt[:k]) for U, s, Vt in map(thin_svd, M)), strict=True)
+    return (polar(torch.cat(U, 1)) * torch.cat(S)) @ polar(torch.cat(Vt))
+
+
+def shared_basis(tau: Sequence[Tensor], floor: float = 0.0, power: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """L (d_out, p), M (T, p, q), R (q, d_in) with tau_k = L M_k R, in float64.
 
-    L are the left singular vectors of [tau_1 .. tau_T] side by side, R the right ones of them one above the other.
+    With tau_k = U_k S_k V_k^T, L are the left singular vectors of [U_1 S_1^a .. U_T S_T^a] side by side and R the right
+    ones of the S_k^a V_k^T one above the other: those of the task vectors themselves for a = 1.
 
     Args:
         tau: T matrices (d_out, d_in).
         floor: what of each is rounding, as :func:`thin_svd` takes it.
+        power: a. Another a is another rotation of the same two spaces.
     """
     import torch
 
     parts = [thin_svd(x, floor) for x in tau]
-    L = thin_svd(torch.cat([U * s for U, s, _ in parts], 1))[0]
-    R = thin_svd(torch.cat([s[:, None] * Vt for _, s, Vt in parts]))[2]
+    L = thin_svd(torch.cat([U * s**power for U, s, _ in parts], 1))[0]
+    R = thin_svd(torch.cat([s[:, None] ** power * Vt for _, s, Vt in parts]))[2]
     return L, torch.stack([(L.mT @ U * s) @ (Vt @ R.mT) for U, s, Vt in parts]), R
 
 
@@ -96,22 +109,26 @@ class MatrixRule(TaskVectorRule):
     """
 
     order_invariant = True
+    power: ClassVar[float] = 1.0  #: of :func:`shared_basis`
     taus: list[Weights] = state(list)
+
+    def add(self, task: Task) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """L, M, R of each matrix, by name, once tau_t is kept."""
+        self.taus = [*self.taus, self.tau(task)]
+        same = zip(*(tau.items() for tau in self.taus), strict=True)
+        matrices = {views[0][0]: [x for _, x in views] for views in same if views[0][1].dim() == 2}
+        theta = task.pretrained.tensors()
+        return {name: shared_basis(tau, rounding(theta[name]), self.power) for name, tau in matrices.items()}
+
+    def with_means(self, matrices: Mapping[str, Tensor]) -> Weights:
+        """A task vector of these matrices, by name, and the mean of every other tensor."""
+        return (sum(self.taus[1:], self.taus[0]) / len(self.taus)).with_tensors(matrices)
 
     def merged(self, task: Task) -> Weights:
         """The merged task vector; tau_t is kept."""
-        import torch
-
-        self.taus = [*self.taus, self.tau(task)]
-        theta, tensors = task.pretrained.tensors(), dict[str, "Tensor"]()
-        for same in zip(*(tau.items() for tau in self.taus), strict=True):
-            name, tau = same[0][0], [x for _, x in same]
-            if tau[0].dim() == 2:
-                L, M, R = shared_basis(tau, rounding(theta[name]))
-                tensors[name] = L @ self.matrix(M, min(tau[0].shape)) @ R
-            else:
-                tensors[name] = torch.stack(tau).mean(0)
-        return task.pretrained.with_tensors(tensors)
+        shape = dict(zip(task.pretrained.layout.names, task.pretrained.layout.shapes, strict=True))
+        bases = self.add(task).items()
+        return self.with_means({name: L @ self.matrix(M, min(shape[name])) @ R for name, (L, M, R) in bases})
 
     def matrix(self, M: Tensor, size: int) -> Tensor:
         """The merged matrix (p, q) of task vectors (T, p, q) in their shared basis; ``size`` is min(d_out, d_in)."""
