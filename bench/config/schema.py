@@ -33,7 +33,7 @@ class BackboneConfig(Section):
     sha256: str | None = None  #: of that file, checked before it is read
 
 
-AdapterKind = Literal["lora", "full", "frozen"]  #: each a file of model/adapters/
+AdapterKind = Literal["lora", "oft", "full", "frozen"]  #: each a file of model/adapters/
 FULL: AdapterKind = "full"  #: the one under which any weight may change
 
 
@@ -44,19 +44,15 @@ class AdapterConfig(Section):
     factors: ClassVar[tuple[str, ...]] = ("AB",)
 
 
-class LoRAConfig(AdapterConfig):
-    """Low-rank adapters on projections of every attention block, or on the modules that a pattern names."""
+class SelectedConfig(AdapterConfig):
+    """Options of adapters that sit on projections of every attention block, or on the modules that a pattern names."""
 
-    factors: ClassVar[tuple[str, ...]] = ("AB", "B")
-
-    rank: int = pydantic.Field(default=8, ge=1)
     targets: tuple[Literal["q", "k", "v"], ...] = pydantic.Field(default=("k", "v"), min_length=1)
     #: instead of ``targets``: a regular expression of whole names of Linear and Conv2d modules
     modules: str | None = None
-    scale: float = pydantic.Field(default=1.0, gt=0)  #: W = W_start + scale * B A
 
     @pydantic.model_validator(mode="after")
-    def _one_of(self) -> LoRAConfig:
+    def _one_of(self) -> SelectedConfig:
         if self.modules is not None and self.targets != type(self).model_fields["targets"].default:
             raise ValueError("give either targets or modules")
         return self
@@ -69,6 +65,21 @@ class LoRAConfig(AdapterConfig):
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
         return modules
+
+
+class LoRAConfig(SelectedConfig):
+    """Low-rank adapters."""
+
+    factors: ClassVar[tuple[str, ...]] = ("AB", "B")
+
+    rank: int = pydantic.Field(default=8, ge=1)
+    scale: float = pydantic.Field(default=1.0, gt=0)  #: W = W_start + scale * B A
+
+
+class OFTConfig(SelectedConfig):
+    """Orthogonal adapters: a rotation of every block of inputs."""
+
+    block: int = pydantic.Field(default=32, ge=2)  #: inputs that are rotated together; divides all of a layer's
 
 
 class ImageConfig(Section):
@@ -161,6 +172,7 @@ class ProtocolConfig(Section):
     backbone: BackboneConfig
     adapter: AdapterKind = "lora"  #: which backbone weights training may change, and how
     lora: LoRAConfig = LoRAConfig()
+    oft: OFTConfig = OFTConfig()
     image: ImageConfig | None = None  #: what the backbone is shown; None: the dataset's images as they are
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import timm
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, OFTConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 import bench.model.adapters
@@ -35,7 +35,7 @@ def backbone(model: str, options: dict[str, Any], image: ImageConfig = IMAGE, **
 
 
 def vit(**fields: Any) -> Backbone:
-    return backbone("vit_tiny_patch16_224", VIT, **fields)
+    return backbone("vit_tiny_patch16_224", VIT, **{"oft": {"block": 4}, **fields})
 
 
 def resnet(**fields: Any) -> Backbone:
@@ -283,3 +283,58 @@ def test_a_model_that_multiplies_by_its_fused_weight_itself_is_trained(kind: str
     plain.load_state_dict(model.export(changed))
     with torch.no_grad():
         assert torch.equal(model.features(changed, x), plain(model.pixels(x)))
+
+
+# ---- OFT -----------------------------------------------------------------------------------------------------------
+def turned(model: Backbone, start: Weights, std: float) -> Adapter[Any]:
+    adapter = model.adapter(start, "AB", seed=0)
+    [entries] = adapter.parameters
+    with torch.no_grad():
+        entries.normal_(std=std, generator=torch.Generator().manual_seed(1))
+    return adapter
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.1, 2.0])
+def test_oft_gives_the_weights_that_peft_merges(std: float) -> None:
+    model = vit(adapter="oft")
+    start = model.pretrained
+    adapter = turned(model, start, std)
+    [entries] = adapter.parameters
+    per_tensor = entries.detach().split(len(entries) // len(start.layout.names))
+    for (name, W), got, own in zip(start.items(), adapter.weights().tensors().values(), per_tensor, strict=True):
+        net = nn.Sequential()
+        net.add_module("layer", nn.Linear(W.shape[1], W.shape[0], bias=False))
+        config = OFTConfig(oft_block_size=4, use_cayley_neumann=False, target_modules=["layer"])
+        peft = inject_adapter_in_model(config, net).layer
+        peft.base_layer.weight.data.copy_(W)
+        peft.oft_R["default"].weight.data.copy_(own)
+        peft.merge()
+        torch.testing.assert_close(got.detach(), peft.base_layer.weight, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_oft_keeps_lengths_and_angles_between_rows_however_far_it_turns() -> None:
+    model = vit(adapter="oft", oft={"block": 8, "modules": r"blocks\.\d\.(mlp\.fc1|attn\.proj)"})
+    start = model.pretrained
+    moved = turned(model, start, 3.0).weights()
+    assert (moved - start).norm() > 0.5 * start.norm()
+    for before, after in zip(start.tensors().values(), moved.tensors().values(), strict=True):
+        torch.testing.assert_close(after @ after.T, before @ before.T, rtol=1e-4, atol=1e-5)
+
+
+def test_oft_turns_a_convolution_as_one_matrix() -> None:
+    model = resnet(adapter="oft", oft={"block": 16, "modules": r"layer1\.0\.conv1"})
+    start = model.pretrained
+    [before], [after] = (list(w.tensors().values()) for w in (start, turned(model, start, 0.5).weights()))
+    assert before.shape == (64, 64, 3, 3)
+    gram = [w.flatten(1) @ w.flatten(1).T for w in (before, after)]
+    torch.testing.assert_close(gram[1], gram[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, after, atol=1e-2)
+
+
+def test_what_oft_cannot_adapt_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"oft.block: 5 does not divide the 16 inputs of blocks\.0\.attn\.qkv\.k"):
+        vit(adapter="oft", oft={"block": 5})
+    with pytest.raises(UserError, match=r"oft.targets: ResNet has no fused qkv layer .* \(oft.modules\)"):
+        resnet(adapter="oft")
+    with pytest.raises(UserError, match=r"oft\.block"):
+        vit(adapter="oft", oft={"block": 1})

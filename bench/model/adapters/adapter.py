@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from bench.config.schema import AdapterConfig
+from bench.common.errors import UserError
+from bench.config.schema import AdapterConfig, SelectedConfig
 from bench.method.weights import Weights
+from bench.model.split_qkv import SplitQKV
 
 Options = TypeVar("Options", bound=AdapterConfig)
 
@@ -61,3 +65,59 @@ class Adapter(ABC, Generic[Options]):
 def every_parameter(module: nn.Module) -> list[str]:
     """The names of all parameters, in the module's order."""
     return [name for name, _ in module.named_parameters()]
+
+
+def selected(module: nn.Module, options: SelectedConfig, where: str) -> list[str]:
+    """Weights of the modules that ``options.modules`` matches; without it, of every attention's ``targets``.
+
+    Args:
+        module: as :meth:`Adapter.names` gets it.
+        options: the kind's section of the protocol.
+        where: how a message begins, the section's name included.
+
+    Raises:
+        UserError: the options name none, or something that is neither Linear nor Conv2d.
+    """
+    if options.modules is None:
+        adapted = set(_projections(module, options.targets, where))
+    else:
+        adapted = set(_matching(module, options.modules, where))
+    return [name for name, _ in module.named_parameters() if name in adapted]
+
+
+def _projections(module: nn.Module, targets: Iterable[str], where: str) -> Iterator[str]:
+    """Weights of the parts of every fused query-key-value layer that ``targets`` names."""
+    fused = {name: layer for name, layer in module.named_modules() if isinstance(layer, SplitQKV)}
+    section = where.rpartition(": ")[2]
+    if not fused:
+        raise UserError(
+            f"{where}.targets: {type(module).__name__} has no fused qkv layer whose parts could be adapted; name "
+            f"Linear or Conv2d modules ({section}.modules) or use adapter: full"
+        )
+    for name, layer in module.named_modules():
+        if name.endswith(".qkv") and isinstance(layer, nn.Linear):
+            raise UserError(
+                f"{where}.targets: the {layer.out_features} rows of {name} are not q, k and v; use {section}.modules"
+            )
+    for name, layer in fused.items():
+        if not layer.thirds and set(targets) != set("qkv"):
+            raise UserError(
+                f"{where}.targets: the rows of {name} are not q, k and v in three equal parts, so that "
+                f"{', '.join(targets)} alone cannot be adapted; use {section}.targets=[q,k,v] or {section}.modules"
+            )
+        yield from (f"{name}.{target}.weight" for target in targets)
+
+
+def _matching(module: nn.Module, pattern: str, where: str) -> Iterator[str]:
+    """Weights of the modules whose whole name matches ``pattern``."""
+    matched = {name: layer for name, layer in module.named_modules() if re.fullmatch(pattern, name)}
+    if not matched:
+        raise UserError(f"{where}.modules: no module of {type(module).__name__} is called {pattern!r}")
+    for name, layer in matched.items():
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            parts = f"; name its parts {name}.q, .k and .v" if isinstance(layer, SplitQKV) else ""
+            raise UserError(
+                f"{where}.modules: {pattern!r} matches {name or 'the whole model'}, a {type(layer).__name__}, "
+                f"which is neither Linear nor Conv2d{parts}"
+            )
+        yield f"{name}.weight"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -11,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn.init import kaiming_uniform_
 from typing_extensions import Self
 
-from bench.common.errors import UserError
 from bench.config.schema import LoRAConfig
 from bench.method.weights import Weights
-from bench.model.adapters.adapter import Adapter
-from bench.model.split_qkv import SplitQKV
+from bench.model.adapters.adapter import Adapter, selected
 
 Shape = tuple[int, ...]
 Factors = tuple[Tensor, Tensor]  #: A (r, in) and B (out, r)
@@ -39,11 +36,7 @@ class LoRA(Adapter[LoRAConfig]):
     @classmethod
     def names(cls, module: nn.Module, options: LoRAConfig, where: str) -> list[str]:
         """Weights of the modules that ``options.modules`` matches; without it, of every attention's ``targets``."""
-        if options.modules is None:
-            adapted = set(_projections(module, options.targets, where))
-        else:
-            adapted = set(_matching(module, options.modules, where))
-        return [name for name, _ in module.named_parameters() if name in adapted]
+        return selected(module, options, f"{where}: lora")
 
     @classmethod
     def begin(cls, start: Weights, options: LoRAConfig, factors: str, seed: int) -> Self:
@@ -77,40 +70,3 @@ def draw(shapes: Iterable[Shape], rank: int, seed: int) -> Iterator[Factors]:
         for factor in (A, B, A):
             kaiming_uniform_(factor, a=math.sqrt(5), generator=generator)
         yield A, B.zero_()
-
-
-def _projections(module: nn.Module, targets: Iterable[str], where: str) -> Iterator[str]:
-    """Weights of the parts of every fused query-key-value layer that ``targets`` names."""
-    fused = {name: layer for name, layer in module.named_modules() if isinstance(layer, SplitQKV)}
-    if not fused:
-        raise UserError(
-            f"{where}: lora.targets: {type(module).__name__} has no fused qkv layer whose parts could be adapted; name "
-            "Linear or Conv2d modules (lora.modules) or use adapter: full"
-        )
-    for name, layer in module.named_modules():
-        if name.endswith(".qkv") and isinstance(layer, nn.Linear):
-            raise UserError(
-                f"{where}: lora.targets: the {layer.out_features} rows of {name} are not q, k and v; use lora.modules"
-            )
-    for name, layer in fused.items():
-        if not layer.thirds and set(targets) != set("qkv"):
-            raise UserError(
-                f"{where}: lora.targets: the rows of {name} are not q, k and v in three equal parts, so that "
-                f"{', '.join(targets)} alone cannot be adapted; use lora.targets=[q,k,v] or lora.modules"
-            )
-        yield from (f"{name}.{target}.weight" for target in targets)
-
-
-def _matching(module: nn.Module, pattern: str, where: str) -> Iterator[str]:
-    """Weights of the modules whose whole name matches ``pattern``."""
-    matched = {name: layer for name, layer in module.named_modules() if re.fullmatch(pattern, name)}
-    if not matched:
-        raise UserError(f"{where}: lora.modules: no module of {type(module).__name__} is called {pattern!r}")
-    for name, layer in matched.items():
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
-            parts = f"; name its parts {name}.q, .k and .v" if isinstance(layer, SplitQKV) else ""
-            raise UserError(
-                f"{where}: lora.modules: {pattern!r} matches {name or 'the whole model'}, a {type(layer).__name__}, "
-                f"which is neither Linear nor Conv2d{parts}"
-            )
-        yield f"{name}.weight"
