@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from bench.method import Task, Weights, method, option, rule
-from bench.method.tools.core import MatrixRule, decorrelated, isotropic
+from bench.method.tools.core import MatrixRule, decorrelated, isotropic, thin_svd
 from bench.method.tools.sparsify import elect_and_merge, trim
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 class CoreSpace(MatrixRule):
     """Another rule, in the basis of all LoRA factors."""
 
-    power = 0.5
     combine: Literal["tsv", "ties", "sum"] = option("tsv", help="what merges in the core")
     isotropic: bool = option(True, help="flatten the spectrum of the merged core")
     density: float = option(0.1, help="share of a core's numbers that TIES keeps", gt=0, le=1, search=(0.05, 1.0))
@@ -55,12 +54,25 @@ class CoreSpace(MatrixRule):
 
     def combined(self, M: Tensor) -> Tensor:
         """merge(M_1, ..., M_T)."""
-        if self.combine == "ties" and M.numel():
-            keep = max(1, round(self.density * M[0].numel()))
-            return elect_and_merge([trim(x.flatten(), keep) for x in M]).view_as(M[0])
+        if self.combine == "ties":
+            return self.ties(M)
         if self.combine == "tsv":
             return decorrelated(list(M), max(1, min(M.shape[1:]) // len(M)))
         return M.sum(0)
+
+    def ties(self, M: Tensor) -> Tensor:
+        """TIES, whose result depends on the basis: it is taken in U_B and V_A."""
+        import torch
+
+        parts = [thin_svd(x) for x in M]
+        U_B = thin_svd(torch.cat([U * s.sqrt() for U, s, _ in parts], 1))[0]
+        V_At = thin_svd(torch.cat([s.sqrt()[:, None] * Vt for _, s, Vt in parts]))[2]
+        cores = U_B.mT @ M @ V_At.mT
+        if not cores.numel():
+            return torch.zeros_like(M[0])
+        keep = max(1, round(self.density * cores[0].numel()))
+        merged = elect_and_merge([trim(core.flatten(), keep) for core in cores])
+        return U_B @ merged.view_as(cores[0]) @ V_At
 
 
 PAPER = "arXiv:2509.17786"

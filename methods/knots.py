@@ -18,9 +18,14 @@ and a joint evaluation over all tasks' classes; authors' code: gstoica27/KnOTS.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from bench.method import Task, Weights, method, option, rule
-from bench.method.tools.core import MatrixRule
+from bench.method.tools.core import MatrixRule, thin_svd
 from bench.method.tools.sparsify import elect_and_merge, trim
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @rule("knots")
@@ -32,13 +37,21 @@ class KnOTS(MatrixRule):
 
     def merge(self, task: Task) -> Weights:
         """All task vectors from scratch."""
-        bases = self.add(task)
+        import torch
+
+        self.add(task)
+        bases, aligned = dict[str, "Tensor"](), [dict[str, "Tensor"]() for _ in self.taus]
+        for name, (L, M, R) in self.bases(task):
+            U = thin_svd(torch.cat(list(M), 1))[0]  # of [tau_1 .. tau_T] it is L U
+            bases[name] = L @ U
+            for parts, core in zip(aligned, M, strict=True):
+                parts[name] = U.mT @ core @ R
         if not bases:
             return task.pretrained + self.with_means({}) * self.lam
-        aligned = [Weights.of({name: M[i] @ R for name, (_, M, R) in bases.items()}) for i in range(len(self.taus))]
-        keep = max(1, round(self.density * aligned[0].vector.numel()))
-        ties = Weights(elect_and_merge([trim(x.vector, keep) for x in aligned]), aligned[0].layout)
-        matrices = {name: bases[name][0] @ merged for name, merged in ties.items()}
+        vectors = [Weights.of(parts) for parts in aligned]
+        keep = max(1, round(self.density * vectors[0].vector.numel()))
+        ties = Weights(elect_and_merge([trim(x.vector, keep) for x in vectors]), vectors[0].layout)
+        matrices = {name: bases[name] @ merged for name, merged in ties.items()}
         return task.pretrained + self.with_means(matrices) * self.lam
 
 

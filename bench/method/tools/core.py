@@ -7,8 +7,8 @@ over by L and R, what would have been made of them in the large one. Task vector
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from bench.method.api import Task, TaskVectorRule, Weights, state
 
@@ -83,23 +83,29 @@ def decorrelated(M: Sequence[Tensor], k: int) -> Tensor:
     return (polar(torch.cat(U, 1)) * torch.cat(S)) @ polar(torch.cat(Vt))
 
 
-def shared_basis(tau: Sequence[Tensor], floor: float = 0.0, power: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def shared_basis(tau: Sequence[Tensor], floor: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """L (d_out, p), M (T, p, q), R (q, d_in) with tau_k = L M_k R, in float64.
 
-    With tau_k = U_k S_k V_k^T, L are the left singular vectors of [U_1 S_1^a .. U_T S_T^a] side by side and R the right
-    ones of the S_k^a V_k^T one above the other: those of the task vectors themselves for a = 1.
+    Any orthonormal bases of what all singular vectors span; where that may be the whole space, the space's own.
 
     Args:
         tau: T matrices (d_out, d_in).
         floor: what of each is rounding, as :func:`thin_svd` takes it.
-        power: a. Another a is another rotation of the same two spaces.
     """
     import torch
 
     parts = [thin_svd(x, floor) for x in tau]
-    L = thin_svd(torch.cat([U * s**power for U, s, _ in parts], 1))[0]
-    R = thin_svd(torch.cat([s[:, None] ** power * Vt for _, s, Vt in parts]))[2]
+    L, R = _span([U for U, _, _ in parts]), _span([Vt.mT for _, _, Vt in parts]).mT
     return L, torch.stack([(L.mT @ U * s) @ (Vt @ R.mT) for U, s, Vt in parts]), R
+
+
+def _span(vectors: Sequence[Tensor]) -> Tensor:
+    """An orthonormal basis (d, p) of vectors (d, k)."""
+    import torch
+
+    beside = torch.cat(list(vectors), 1)
+    side, k = beside.shape
+    return torch.eye(side, dtype=beside.dtype, device=beside.device) if k >= side else thin_svd(beside)[0]
 
 
 class MatrixRule(TaskVectorRule):
@@ -109,16 +115,19 @@ class MatrixRule(TaskVectorRule):
     """
 
     order_invariant = True
-    power: ClassVar[float] = 1.0  #: of :func:`shared_basis`
     taus: list[Weights] = state(list)
 
-    def add(self, task: Task) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """L, M, R of each matrix, by name, once tau_t is kept."""
+    def add(self, task: Task) -> None:
+        """Keep tau_t."""
         self.taus = [*self.taus, self.tau(task)]
-        same = zip(*(tau.items() for tau in self.taus), strict=True)
-        matrices = {views[0][0]: [x for _, x in views] for views in same if views[0][1].dim() == 2}
+
+    def bases(self, task: Task) -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
+        """Name and L, M, R of each matrix, made as they are asked for."""
         theta = task.pretrained.tensors()
-        return {name: shared_basis(tau, rounding(theta[name]), self.power) for name, tau in matrices.items()}
+        for views in zip(*(tau.items() for tau in self.taus), strict=True):
+            name, tau = views[0][0], [x for _, x in views]
+            if tau[0].dim() == 2:
+                yield name, shared_basis(tau, rounding(theta[name]))
 
     def with_means(self, matrices: Mapping[str, Tensor]) -> Weights:
         """A task vector of these matrices, by name, and the mean of every other tensor."""
@@ -127,7 +136,8 @@ class MatrixRule(TaskVectorRule):
     def merged(self, task: Task) -> Weights:
         """The merged task vector; tau_t is kept."""
         shape = dict(zip(task.pretrained.layout.names, task.pretrained.layout.shapes, strict=True))
-        bases = self.add(task).items()
+        self.add(task)
+        bases = self.bases(task)
         return self.with_means({name: L @ self.matrix(M, min(shape[name])) @ R for name, (L, M, R) in bases})
 
     def matrix(self, M: Tensor, size: int) -> Tensor:
