@@ -17,7 +17,16 @@ tall_mask keeps a mask a task instead, and so serves another model for every tas
 Published numbers: CLIP, 8 to 20 tasks, a zero-shot head a task, task id given.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from bench.method import Task, TaskVectorRule, Weights, method, option, rule, state
+from bench.method.tools.sparsify import BLOCK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @rule("consensus")
@@ -31,19 +40,26 @@ class Consensus(TaskVectorRule):
     taus: list[Weights] = state(list)
 
     def merge(self, task: Task) -> Weights:
-        """Count who uses each entry, and add what enough tasks use."""
+        """Add what enough tasks use."""
         import torch
 
         self.taus = [*self.taus, self.tau(task)]
-        total = torch.zeros_like(self.taus[0].vector, dtype=torch.float64)
-        for tau in self.taus:
-            total += tau.vector
+        blocks = zip(*(tau.vector.split(BLOCK) for tau in self.taus), strict=True)
+        agreed = self.taus[0].map(lambda _: torch.cat([self.agreed(parts) for parts in blocks]))
+        task.log(kept=float((agreed.vector != 0).double().mean()))
+        return task.pretrained + agreed * self.lam
+
+    def agreed(self, taus: Sequence[Tensor]) -> Tensor:
+        """The sum of task vectors (n,), with 0 where fewer than k use it: of a block, so that it stays in cache."""
+        import torch
+
+        total = torch.zeros_like(taus[0], dtype=torch.float64)
+        for tau in taus:
+            total += tau
         users = torch.zeros_like(total, dtype=torch.int32)
-        for tau in self.taus:
-            users += tau.vector.abs() > self.mask_lam * (total - tau.vector).abs()
-        kept = users >= min(self.k, task.t)
-        task.log(kept=float(kept.double().mean()))
-        return task.pretrained + self.taus[0].map(lambda v: (total * kept).to(v)) * self.lam
+        for tau in taus:
+            users += tau.abs() > self.mask_lam * (total - tau).abs()
+        return (total * (users >= min(self.k, len(taus)))).to(taus[0])
 
 
 method(

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 OUTLIERS = 1e-4  #: share of entries at either end whose magnitude is clamped
 
 
-def quantile(x: Tensor, share: float) -> float:
-    """The entry of rank int(share d) from below, as the authors index a sorted vector."""
-    return float(x.kthvalue(min(int(share * x.numel()), x.numel() - 1) + 1).values)
+def quantile(x: Tensor, rank: int) -> float:
+    """The entry of x (P,) of that rank from below, 0 the smallest."""
+    return float(x.kthvalue(min(max(rank, 0), x.numel() - 1) + 1).values)
 
 
 def normalised(x: Tensor) -> Tensor:
     """x (P,) moved and scaled to [0, 1]; 0 where it has no spread."""
     low, high = x.min(), x.max()
-    return (x - low) / (high - low).where(high > low, 1.0)
+    return (x - low).div_((high - low).where(high > low, 1.0))
 
 
 @rule("pcb")
@@ -50,30 +50,33 @@ class PCB(TaskVectorRule):
     ratio: float = option(0.1, help="share of entries whose score is not dropped", gt=0, le=1, search=(0.05, 0.5))
     lam: float = option(1.2, help="scale of the merged task vector", ge=0, search=(0.5, 3.0))
     taus: list[Weights] = state(list)
+    bounds: list[list[float]] = state(list)  #: of every task, what magnitudes are clamped to
 
     def merge(self, task: Task) -> Weights:
         """Score every task vector against the sum of all."""
         import torch
 
-        self.taus = [*self.taus, self.tau(task)]
-        together = torch.zeros_like(self.taus[0].vector, dtype=torch.float64)
+        tau = self.tau(task)
+        d, magnitude = tau.vector.numel(), tau.vector.abs()
+        ends = (int(d * OUTLIERS), int(d * (1 - OUTLIERS) - 1))  # ranks, as the authors cut them off
+        self.taus = [*self.taus, tau]
+        self.bounds = [*self.bounds, [quantile(magnitude, rank) for rank in ends]]
+        together = torch.zeros_like(magnitude, dtype=torch.float64)
         for tau in self.taus:
             together += tau.vector
         weighted, scores = torch.zeros_like(together), torch.zeros_like(together)
-        for tau in self.taus:
-            clamped, score = self.scored(tau.vector.double(), together)
-            weighted += score * clamped
+        for tau, (low, high) in zip(self.taus, self.bounds, strict=True):
+            clamped = tau.vector.abs().double().clamp_(low, high)
+            score = self.score(tau.vector, clamped, together)
             scores += score
-        merged = weighted / scores.clamp(min=1e-12)
-        return task.pretrained + self.taus[0].map(merged.to) * self.lam
+            weighted += clamped.mul_(tau.vector.sign()).mul_(score)
+        merged = weighted.div_(scores.clamp_(min=1e-12))
+        return task.pretrained + tau.map(merged.to) * self.lam
 
-    def scored(self, tau: Tensor, together: Tensor) -> tuple[Tensor, Tensor]:
-        """(tau with its outliers clamped, s) of one task, both (P,)."""
-        d, magnitude = tau.numel(), tau.abs()
-        highest = max(int(d * (1 - OUTLIERS) - 1), 0)
-        magnitude = magnitude.clamp(quantile(magnitude, OUTLIERS), quantile(magnitude, (highest + 0.5) / d))
-        score = (len(self.taus) * normalised(magnitude) ** 2).exp() * (tau * together).tanh()
-        return tau.sign() * magnitude, normalised(score.clamp(min=quantile(score, 1 - self.ratio)))
+    def score(self, tau: Tensor, magnitude: Tensor, together: Tensor) -> Tensor:
+        """s (P,) of one task, from tau, its clamped magnitude and the sum of all task vectors."""
+        score = normalised(magnitude).square_().mul_(len(self.taus)).exp_().mul_((tau * together).tanh_())
+        return normalised(score.clamp_(min=quantile(score, int((1 - self.ratio) * len(score)))))
 
 
 method(
