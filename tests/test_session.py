@@ -99,3 +99,27 @@ def test_shards_are_the_same_on_machines_of_any_size_and_share_the_grid_out(tmp_
     assert parts[1] == parts[4]
     assert sum(map(len, parts[1])) == len(set.union(*parts[1])) == 12
     assert all(parts[1])
+
+
+def test_heads_on_one_rule_train_its_chain_once_and_change_no_number(tmp_path: Path) -> None:
+    grid: dict[str, Any] = {
+        "datasets": ["digits"], "tasks": [3], "executor": "local", "data": DATA, "seeds": 1,
+        "methods": ["average@merged", "average@merged/ncm", "average@merged/refit", "pm@merged"],
+        "protocol_set": {"train.epochs": 1},
+    }  # fmt: skip
+    shared, alone = Session(**grid, results=tmp_path / "shared"), Session(**grid, results=tmp_path, use_cache=False)
+    plan = shared.plan()
+    assert (plan.trainings, plan.trainings_alone) == (6, 12)
+    for session in (shared, alone):
+        assert session.run().failed == {}
+    rows = {row["method"]: row for row in shared.results()}
+    spent = [
+        rows[f"average@merged{head}" if head else "average_merged"]["train_s_spent"] for head in ("", "/ncm", "/refit")
+    ]
+    assert sum(seconds > 0 for seconds in spent) == 1
+    trained = len(list((tmp_path / "shared" / "cache" / "train").rglob("*.safetensors")))
+    assert trained == 3 + 1  # the other rule's chain is of use to nobody; its first task might be
+    for row, other in zip(shared.results(), alone.results(), strict=True):
+        assert [row[name] for name in ("method", "digest", "a_last", "forgetting", "carried_bytes")] == [
+            other[name] for name in ("method", "digest", "a_last", "forgetting", "carried_bytes")
+        ]

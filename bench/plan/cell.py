@@ -74,6 +74,7 @@ class Cell:
     request: dict[str, Any] = field(compare=False)  #: the words that asked for this cell (JSON-able)
     data_digest: str | None = field(default=None, compare=False)  #: of the prepared arrays; None: not prepared yet
     keep_weights: bool = field(default=False, compare=False)  #: write every task's weights beside the record
+    keep_trainings: bool = field(default=False, compare=False)  #: another cell of the plan needs all of them too
 
     @cached_property
     def id(self) -> str:
@@ -116,7 +117,8 @@ class Cell:
 
     def as_json(self) -> dict[str, Any]:
         """The cell for another process, see :meth:`from_json`."""
-        return self.resolved() | {"request": self.request, "data_digest": self.data_digest}
+        more = ("request", "data_digest", "keep_trainings")
+        return self.resolved() | {name: getattr(self, name) for name in more}
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any], registry: Registry) -> Self:
@@ -136,7 +138,10 @@ class Cell:
     def _fields(cls, told: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
         """The arguments of the class."""
         where = f"cell {told['id']}"
-        same = ("n_tasks", "class_order_seed", "run_seed", "eval_split", "keep_weights", "request", "data_digest")
+        same = (
+            "n_tasks", "class_order_seed", "run_seed", "eval_split", "keep_weights", "request", "data_digest",
+            "keep_trainings",
+        )  # fmt: skip
         return {name: told[name] for name in same} | {
             "dataset": check(told["dataset"], DatasetConfig, f"{where}: dataset"),
             "protocol": protocol_of(told["protocol"], f"{where}: protocol"),
@@ -286,8 +291,10 @@ class Cell:
 
     @property
     def chain_is_shared(self) -> bool:
-        """Whether other rules can use this cell's trainings (they do not start from what this rule served)."""
-        return self.method.start != "merged"
+        """Whether other cells can use this cell's trainings: other rules', since they do not start from what this rule
+        served, or those of this rule under other heads, if the plan has any.
+        """
+        return self.method.start != "merged" or self.keep_trainings
 
     def opt_steps(self) -> int:
         """Optimiser steps of all trainings, estimated from the dataset's counts."""

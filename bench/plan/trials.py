@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,9 @@ def pack(cells: Sequence[Cell], slots: int) -> list[list[Cell]]:
     parts = max(1, math.ceil(2 * slots / max(1, len(streams))))
     trials: list[list[Cell]] = []
     for chains in streams.values():
+        for cells_of_one in chains.values():
+            if len(cells_of_one) > 1:
+                cells_of_one[:] = [dataclasses.replace(cell, keep_trainings=True) for cell in cells_of_one]
         bins: list[list[Cell]] = [[] for _ in range(min(parts, len(chains)))]
         cost = [0.0] * len(bins)
         for chain in sorted(chains.values(), key=lambda c: -c[0].opt_steps()):

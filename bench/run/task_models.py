@@ -86,7 +86,7 @@ class TrainedHere:
             record = (*record, *(wish for wish in kept[1]["record"] if wish.partition(":")[0] not in kinds))
         with unchanged(f"trainer {self._trainer.key}", {"start": start, "self.pretrained": self._backbone.pretrained}):
             learnt = self._train(current, start, record, earlier)
-        # A task that began at merged weights is nobody else's: only the first one, begun at theta_0, is worth keeping.
+        # A task that began at merged weights is mostly nobody else's; the first, begun at theta_0, may be anybody's.
         if self._cell.chain_is_shared or current.t == 1:
             self._keep(current, learnt, record)
         return TaskModel(start, learnt, learnt.seconds)
