@@ -15,14 +15,15 @@ so 0 steps give the running average, and a layer that training left alone keeps 
 
 **Objective** on batches of the current task, Adam on a: L = L_align + lambda_c L_cons + lambda_g L_grad,
 
-    L_align = cross-entropy of the current head (the training loss's temperature is not applied)
+    L_align = cross-entropy of the current head
     L_cons  = tau^2 KL( softmax(z_old(h) / tau) || softmax(z_old(a) / tau) ),  old heads' logits on the same images
     L_grad  = max(0, 1 - ||g(a)|| / (rho g_ref))^2,  g(a) = dL_align/da,  g_ref = mean of ||g(0)|| over 8 batches
 
-L_grad asks the merged point to keep a fraction rho of the responsiveness that h had. Its gradient takes a
-Hessian-vector product, by central differences with n = g/||g||: H n ~ [g(a + e n) - g(a - e n)] / 2e, e = 1e-2, only
-while the hinge is active. `grad_target=fresh_head` measures g with a freshly drawn head instead of the current one.
-The last iterate is served; nothing is selected. No data, past model or statistic is carried to the next task.
+All logits are on the scale of the training loss, divided by its temperature; tau comes on top. L_grad asks the merged
+point to keep a fraction rho of the responsiveness that h had. Its gradient takes a Hessian-vector product, by central
+differences with n = g/||g||: H n ~ [g(a + e n) - g(a - e n)] / 2e, e = 1e-2, only while the hinge is active.
+`grad_target=fresh_head` measures g with a freshly drawn head instead of the current one. The last iterate is served;
+nothing is selected. No data, past model or statistic is carried to the next task.
 """
 
 from __future__ import annotations

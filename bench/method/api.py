@@ -235,7 +235,7 @@ class Task(Protocol):
 
     def logits(self, weights: Weights, x: Tensor, heads: str | int = "current") -> Tensor:
         """Logits (b, classes) under ``weights``; heads "current", "old" (tasks before), "seen" (all), "fresh", or the
-        number of a task seen.
+        number of a task seen. On the scale of the training loss: divided by the protocol's ``train.temperature``.
         """
         ...
 

@@ -62,7 +62,7 @@ class ReplayConfig(Section):
     run_seed: int = pydantic.Field(0, ge=0)  #: of statistics and of rules that draw
     mean: list[float] | None = None  #: per channel, where the model was trained with another than the dataset's YAML
     std: list[float] | None = None
-    temperature: float = pydantic.Field(1.0, gt=0)  #: of the training loss, for the Fisher
+    temperature: float = pydantic.Field(1.0, gt=0)  #: of the training loss, for the Fisher and `Task.logits`
     batch: int = pydantic.Field(64, ge=1)
     fisher_samples: int = pydantic.Field(2048, ge=1)
     eval_batch: int = pydantic.Field(250, ge=1)

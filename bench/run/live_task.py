@@ -125,22 +125,28 @@ class LiveTask(AsksByName):
             epoch += 1
 
     def logits(self, weights: Weights, x: Tensor, heads: str | int = "current") -> Tensor:
-        """Logits (b, classes) of images under ``weights``; differentiable in them."""
-        features = self.backbone.features(weights, x)
+        """Logits (b, classes) of images under ``weights``, on the training loss's scale; differentiable in them.
+
+        Raises:
+            ValueError: no such heads.
+        """
+        logits: Tensor = self._head(heads)(self.backbone.features(weights, x))
+        return logits / self.protocol.train.temperature  # 1 is exact, forward and backward
+
+    def _head(self, heads: str | int) -> Head:
         if isinstance(heads, int):
-            return self.heads[heads - 1](features)
+            return self.heads[heads - 1]
         if heads == "current":
-            return self.heads[-1](features)
+            return self.heads[-1]
         if heads == "old":
-            return concatenate(self.stream.scenario.open_heads(self.heads[:-1]))(features)
+            return concatenate(self.stream.scenario.open_heads(self.heads[:-1]))
         if heads == "seen":
-            return concatenate(self.stream.scenario.open_heads(self.heads))(features)
+            return concatenate(self.stream.scenario.open_heads(self.heads))
         if heads == "fresh":
-            content, std = self.current.content, self.protocol.head.init_std
-            head = new_head(
-                len(self.current.columns), self.backbone.dim, std, self.backbone.device, "fresh", self.run_seed, content
+            of = ("fresh", self.run_seed, self.current.content)
+            return new_head(
+                len(self.current.columns), self.backbone.dim, self.protocol.head.init_std, self.backbone.device, *of
             )
-            return head(features)
         raise ValueError(f"unknown heads {heads!r}; known: current, old, seen, fresh")
 
     def columns(self, t: int) -> range:

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from bench.common.cache import Store
 from bench.common.errors import UserError
 from bench.config.schema import ProtocolConfig
 from bench.data.stream import Stream
-from bench.method import Gram, Rule, Task
+from bench.method import Gram, Rule, Task, Trainer
 from bench.method.recorded import RecordedTask, Recording, merge_recorded, merge_stream
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
-from bench.model.heads import new_head
+from bench.model.heads import new_head, training_heads
 from bench.run.live_task import LiveTask
+from bench.run.train import train
 from bench.statistics import fisher as fisher_module
 from bench.statistics import gram as gram_module
 from bench.statistics.fisher import KINDS, LABELLED
@@ -180,6 +182,43 @@ def test_the_head_of_any_task_seen_by_its_number(task: LiveTask, stream: Stream)
     assert torch.equal(task.logits(task.trained, x, 2), task.logits(task.trained, x, "current"))
     with pytest.raises(IndexError):
         task.logits(task.trained, x, 3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 30.0])
+@pytest.mark.parametrize("heads", ["current", "old", "seen", "fresh", 1])
+def test_logits_of_every_head_are_divided_by_the_training_temperature(
+    task: LiveTask, stream: Stream, heads: str | int, temperature: float
+) -> None:
+    x, trained = stream.train_images[:6], task.protocol.train.model_copy(update={"temperature": temperature})
+    task.protocol = task.protocol.model_copy(update={"train": trained})
+    fresh = new_head(5, task.backbone.dim, task.protocol.head.init_std, "cpu", "fresh", 3, task.current.content)
+    answering = {
+        "current": task.heads[1:],
+        "old": task.heads[:1],
+        "seen": task.heads,
+        "fresh": [fresh],
+        1: task.heads[:1],
+    }
+    features = task.backbone.features(task.trained, x)
+    raw = torch.cat([head(features) for head in answering[heads]], dim=1)
+    exact = temperature == 1 and heads != "seen"  # two heads side by side are another product of matrices
+    torch.testing.assert_close(
+        task.logits(task.trained, x, heads), raw / temperature, rtol=0, atol=0 if exact else 1e-6
+    )
+
+
+def test_the_loss_of_a_tasks_logits_is_the_training_loss(
+    stream: Stream, backbone: Backbone, protocol: ProtocolConfig, task: LiveTask
+) -> None:
+    hot = protocol.train.model_copy(update={"temperature": 4.0, "epochs": 1, "batch": len(stream.tasks[1].train)})
+    task.protocol = protocol.model_copy(update={"train": hot})
+    head = training_heads(protocol.head, [stream.tasks[1]], backbone.dim, "cpu", 3)
+    learnt = train(backbone, stream, [stream.tasks[1]], Trainer(), backbone.pretrained, task.protocol, 3)
+    task.heads = [task.heads[0], head]
+    index = stream.tasks[1].train
+    columns = stream.train_columns[index] - stream.tasks[1].columns.start
+    loss = cross_entropy(task.logits(task.pretrained, stream.train_images[index]), columns)
+    assert float(loss) == pytest.approx(learnt.onset["loss"]["0"], rel=1e-5)
 
 
 # ---- recorded: what is there and what is not -----------------------------------------------------------------------
