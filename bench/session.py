@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.common.cache import Store
+from bench.common.cache import Store, key_of
 from bench.common.errors import UserError
-from bench.config.files import load_suite
+from bench.config.files import load_suite, shown_image
 from bench.config.schema import SuiteConfig, check
 from bench.execute.execute import Execution, Outcome, execute
 from bench.execute.executors import executor_of
@@ -161,6 +161,7 @@ class Session:
         trials = self.trials(plan, shard)
         if not trials:
             return Outcome()
+        check_models(cell for trial in trials for cell in trial)
         preflight(plan, self.execution.results, self.execution.data)
         return execute(trials, self.execution, self.threads)
 
@@ -171,6 +172,26 @@ class Session:
 
         records = [record for record in read_records(self.execution.results) if record["id"] in self.ids]
         return rows(records, standings_after(plan or self.plan()), self.suite.eval_split)
+
+
+def check_models(cells: Iterable[Cell]) -> None:
+    """Build every backbone of the cells once, with random weights: what cannot be adapted is told before anything runs.
+
+    A plan does not, since it would have to wait for torch.
+
+    Raises:
+        UserError: which protocol, and what is wrong with its backbone or adapter.
+    """
+    from bench.model.backbone import check_model
+
+    settings = {
+        key_of(cell.protocol.backbone, cell.protocol.adapter, cell.protocol.adapter_section, image): (cell, image)
+        for cell in cells
+        if cell.trains
+        for image in [shown_image(cell.protocol, cell.dataset)]
+    }
+    for cell, image in settings.values():
+        check_model(cell.protocol, image)
 
 
 def _as_in_a_suite(suite: SuiteConfig, changes: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,36 @@ def _timm_model(protocol: ProtocolConfig, file: Path | None, known: Any) -> Any:
     return module
 
 
+def _feature_size(module: nn.Module, image: ImageConfig, where: str) -> int:
+    """D as the model gives it, for one black image: what a model says of itself (``num_features``) leaves out a head's
+    hidden layer.
+
+    Raises:
+        UserError: it does not take such images, or gives something else than a vector an image.
+    """
+    parameter = next(module.parameters())
+    try:
+        with torch.inference_mode():
+            features = module(parameter.new_zeros(1, image.channels, image.size, image.size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{where} does not take images of {image.channels}x{image.size}x{image.size}: {why}") from None
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise UserError(f"{where} gives {shape} for an image, not a vector; pool its features (backbone.options)")
+    return int(features.shape[1])
+
+
+def check_model(protocol: ProtocolConfig, image: ImageConfig) -> None:
+    """Build the backbone with random weights, so that what cannot be adapted is told before anything runs.
+
+    Raises:
+        UserError: as :class:`Backbone` does, but for its file of weights.
+    """
+    plain = protocol.backbone.model_copy(update={"weights": None, "sha256": None, "pretrained": False})
+    Backbone(protocol.model_copy(update={"backbone": plain}), image)
+
+
 def _names(one_or_more: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """timm's way of naming layers."""
     return (one_or_more or "head",) if isinstance(one_or_more, str | None) else tuple(one_or_more)
@@ -88,7 +118,7 @@ class Backbone:
         split_fused_qkv(module)
         self.module: nn.Module = module.eval().requires_grad_(False).to(device)
         self.config, self.device = protocol, device
-        self.dim = int(config.options.get("num_classes") or module.num_features)
+        self.dim = _feature_size(self.module, image, f"protocol {protocol.key}: backbone.model: {config.model}")
         self.transform = Transform(image, protocol.augment, device)
         self._adapter = adapter_of(protocol.adapter)
         names = self._adapter.names(self.module, protocol.adapter_section, f"protocol {protocol.key}")

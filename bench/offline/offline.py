@@ -36,6 +36,7 @@ from bench.statistics import statistic
 from bench.statistics.named import check_covers, laid_out
 
 GRAD_SQ = "grad_sq"  #: the by-product of training that a user may have
+VARIANCE = re.compile(r"(^|[._])(running|moving)_var(iance)?$")  #: how checkpoints call a variance of activations
 IGNORE = "leave it out with --ignore REGEX (ignore=)"
 
 Tensors: TypeAlias = Mapping[str, Tensor] | str | os.PathLike[str]  #: in memory, or a file (or adapter) on disk
@@ -278,7 +279,7 @@ class Offline:
         """All tensors of the pretrained model, merged ones under theirs, each in the pretrained dtype.
 
         Raises:
-            UserError: a merged value is too large for that dtype.
+            UserError: a merged value is too large for that dtype, or a variance is negative.
         """
         merged = served.export()
         for name, tensor in merged.items():
@@ -286,9 +287,24 @@ class Offline:
                 raise UserError(
                     f"merged tensor {name!r} does not fit into {tensor.dtype}; convert {self.pretrained.where}"
                 )
+        self._check_variances(merged)
         copied = [name for name in self.pretrained.specs if name not in merged]
         rest = {name: x.clone() for name, x in zip(copied, self.pretrained.tensors(copied), strict=True)}
         return {name: merged[name] if name in merged else rest[name] for name in self.pretrained.specs}
+
+    def _check_variances(self, merged: Mapping[str, Tensor]) -> None:
+        """BatchNorm takes the root of its running variance, so that one below zero makes every output NaN.
+
+        A rule that adds scaled task vectors can take it there, where an average cannot.
+        """
+        variances = {name: tensor for name, tensor in merged.items() if VARIANCE.search(name)}
+        for name, pretrained in zip(variances, self.pretrained.tensors(list(variances)), strict=True):
+            below = int((variances[name] < 0).sum())
+            if below and bool((pretrained >= 0).all()):
+                raise UserError(
+                    f"merged tensor {name!r} is a variance with {below} of {pretrained.numel()} entries below zero, so "
+                    f"that the model would give NaN; use a rule that averages, a smaller scale, or {IGNORE}"
+                )
 
     def metadata(self) -> dict[str, str]:
         """For the header of the file: the format, as the pretrained file has it."""

@@ -62,6 +62,7 @@ def _or_empty(digest: Callable[[], str | None]) -> str:
 class Cell:
     """One run of the grid: dataset x T x method x protocol x class_order_seed x run_seed."""
 
+    trains: ClassVar[bool] = True  #: whether its task models are trained here
     merging_code: ClassVar[tuple[str, ...]] = MERGING_CODE  #: files of the harness, beside those of statistics
 
     dataset: DatasetConfig

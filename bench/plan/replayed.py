@@ -148,6 +148,7 @@ class Folder:
 class ReplayCell(Cell):
     """A cell whose task models are given."""
 
+    trains: ClassVar[bool] = False
     merging_code: ClassVar[tuple[str, ...]] = (*MERGING_CODE, *REPLAY_CODE)
 
     source: Folder = field(kw_only=True, compare=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,25 +167,44 @@ def given_backbone(cell: ReplayCell, device: str) -> Backbone:
     protocol = cell.protocol.model_copy(update={"backbone": config})
     backbone = Backbone(protocol, shown_image(protocol, cell.dataset), device)
     theta_0 = backbone.pretrained.tensors()
+    _check_finite(theta_0, f"{cell.source.path}/pretrained.safetensors")
+    buffers = dict(backbone.module.named_buffers())
     changed: set[str] = set()
     for t in range(1, cell.n_tasks + 1):
         where = f"{cell.source.path}/task_{t}"
         for name, tensor in backbone.own_names(_of_task(cell, t)).items():
             if name.startswith(backbone.classifiers):
                 continue
+            if name in buffers:
+                _check_buffer(buffers[name], tensor, f"{where}: {name!r}")
+                continue
             if name not in theta_0:
                 raise UserError(f"{where}: tensor {name!r} is not in the pretrained model; use timm's names")
             if tensor.shape != theta_0[name].shape:
                 shapes = f"{tuple(tensor.shape)}, the pretrained one {tuple(theta_0[name].shape)}"
                 raise UserError(f"{where}: tensor {name!r} has shape {shapes}")
-            if not bool(torch.isfinite(tensor).all()):
-                raise UserError(f"{where}: tensor {name!r} holds values that are not finite")
+            _check_finite({name: tensor}, where)
             if not torch.equal(tensor.to(theta_0[name]), theta_0[name]):
                 changed.add(name)
     if not changed:
         raise UserError(f"{cell.source.path}: every task's tensors equal the pretrained ones; nothing was trained")
     backbone.pretrained = Weights.of({name: view for name, view in theta_0.items() if name in changed})
     return backbone
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{where}: tensor {name!r} holds values that are not finite")
+
+
+def _check_buffer(pretrained: Tensor, tensor: Tensor, where: str) -> None:
+    """Buffers are no weights: a rule does not merge them, so that a model which needs its own cannot be served."""
+    if not torch.equal(tensor.to(pretrained), pretrained):
+        raise UserError(
+            f"{where} is a buffer (such as BatchNorm's running statistics) that differs from the pretrained model's; "
+            "buffers are not merged: train with BatchNorm in evaluation mode, or leave them out if they do not matter"
+        )
 
 
 def check_folder(cell: ReplayCell) -> None:
@@ -212,6 +231,7 @@ def given_model(cell: ReplayCell, backbone: Backbone, t: int) -> Learnt:
     if set(told) - {"normalise"} != {"weight", "bias"} or tuple(told["weight"].shape) != (classes, backbone.dim):
         shape = {name: tuple(x.shape) for name, x in told.items()}
         raise UserError(f"{file}: holds {shape}; a head is weight ({classes}, {backbone.dim}) and bias ({classes},)")
+    _check_finite(told, str(file))
     head = Head.of({name: x.float() for name, x in told.items()}, backbone.device)
     return Learnt(_adapted(backbone, _of_task(cell, t)), [head], 0, 0.0, {"loss": {}, "grad_norm": {}})
 

@@ -224,6 +224,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "a head of another size": (edit_file("head_2.safetensors", lambda h: {n: x[:3].clone() for n, x in h.items()}),
                                "average", "head_2.safetensors: holds"),
     "no starts": (edit_yaml(start="merged"), "average", "start_2.safetensors must say"),
+    "a head not finite": (edit_file("head_2.safetensors", lambda h: {n: x / 0 for n, x in h.items()}), "average",
+                          "head_2.safetensors: tensor"),
+    "a base not finite": (
+        edit_file("pretrained.safetensors", lambda w: w | {n: x / 0 for n, x in w.items() if n.endswith("qkv.weight")}),
+        "average", "pretrained.safetensors: tensor",
+    ),
     "not finite": (edit_file("task_2.safetensors", lambda w: {n: x / 0 for n, x in w.items()}), "average",
                    "values that are not finite"),
     "foreign tensor": (edit_file("task_2.safetensors", lambda w: {"blocks.9.x": torch.zeros(2), **w}), "average",
