@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.common.errors import UserError
 from bench.method.carried import nbytes
 from bench.method.weights import Weights
 from tests.helpers.toy import REGISTRY, Models, chain, close, property_test, rule, seeds
@@ -59,6 +60,31 @@ def test_no_steps_are_the_pruned_sum_it_begins_with(mode: str, dtype: torch.dtyp
     models = Models.draw(seed, dtype=dtype)
     for t, served in enumerate(chain(AdaRank(steps=0, mode=mode), models, "pretrained"), 1):
         assert close(served, naive(models, mode, t), 1e-5 if dtype == torch.float32 else 1e-11)
+
+
+@modes
+def test_another_configuration_begins_with_its_own_weight_and_share_of_gates(mode: str) -> None:
+    models = Models.draw(4)
+    for options in ({"w": 1.0, "ratio": 0.3}, {"w": 0.05}, {"ratio": 0.5}):
+        for t, served in enumerate(chain(AdaRank(steps=0, mode=mode, **options), models, "pretrained"), 1):
+            assert close(served, naive(models, mode, t, **options), 1e-11)
+
+
+def test_naming_the_default_configuration_changes_no_bit() -> None:
+    models = Models.draw(5)
+    for mode, options in (("ta", {"w": 0.3, "ratio": 1.0}), ("cart", {"w": 2.3, "ratio": 0.16})):
+        default, named = (
+            chain(AdaRank(steps=0, mode=mode, **each), models, "pretrained")[-1] for each in ({}, options)
+        )
+        assert default.digest() == named.digest()
+
+
+def test_the_options_of_a_configuration_are_checked_and_the_default_stays_out_of_the_spelling() -> None:
+    assert REGISTRY.resolve("adarank:w=0.05").rule_options["w"] == 0.05
+    assert REGISTRY.resolve("adarank").variant == "plain+adarank@pretrained"
+    for wrong in ("w=0", "ratio=1.5", "ratio=half"):
+        with pytest.raises(UserError, match=wrong.partition("=")[0]):
+            REGISTRY.resolve(f"adarank:{wrong}")
 
 
 @property_test
