@@ -13,6 +13,8 @@ one, and 1,000 steps). lambda is clamped to [0, 1] in the forward pass as in the
 one that has left the interval gets no gradient. The entropy is that of log-softmax, as the authors' (FusionBench has
 log(p + 1e-8)). A "layer" is one adapted tensor, as in their code. The tuning starts anew after each task, so all tau_k
 are carried (T P). With 0 steps this is task arithmetic at 0.3.
+
+Published numbers: CLIP, a zero-shot head a task, task id given (8 tasks).
 """
 
 from __future__ import annotations

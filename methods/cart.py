@@ -12,8 +12,9 @@ task.
 
 In the paper R = min(d_out, d_in). Here R is the numerical rank of the centred matrix, as in methods/adarank.py: of
 full-rank task vectors that is the paper's count, and LoRA's few directions would otherwise nearly all be kept.
-The authors' matrices are those of attention and MLP; here all. Published numbers: CLIP, a zero-shot head a task, task
-id given.
+The authors' matrices are those of attention and MLP; here all.
+
+Published numbers: CLIP, a zero-shot head a task, task id given.
 """
 
 from __future__ import annotations

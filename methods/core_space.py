@@ -19,7 +19,9 @@ not matrices: lam times the mean of the tau_i. No data.
 Rules see dense task vectors, so B_i = U_i S_i^(1/2) and A_i = S_i^(1/2) V_i^T of the decomposition to numerical rank:
 the same spaces, turned another way, which TIES alone can tell; of full-rank task vectors the core is the matrix,
 rotated. The paper merges all tasks at once; here all task vectors are kept (T P), and merged from scratch after each
-task. Published numbers: CLIP, a zero-shot head a task, task id given.
+task.
+
+Published numbers: CLIP, a zero-shot head a task, task id given.
 """
 
 from __future__ import annotations

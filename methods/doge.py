@@ -16,6 +16,8 @@ As FusionBench's code except where that has no answer: at least one direction of
 beyond a task vector's rank, where they are arbitrary (LoRA); after one task B is its own leading directions (side by
 side their singular values would all be 1); a task that left a layer alone has no part in it (there: a division by
 zero); the weights are those that training adapts (there: chosen by name).
+
+Published numbers: CLIP, a zero-shot head a task, task id given (8 tasks).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ gradient descent (MGDA): at each step the c that makes ||c g_o + (1 - c) g_n|| l
 Numbers are those of FusionBench's configuration (method/dop). Each task is trained from theta_0. U_i, S_i, V_i are
 cut where their singular values sum to 0.99999 of the whole; there the direction that reaches it is left out (of a task
 vector of rank one, everything), here it stays, and numerical rank is the end, past which directions are arbitrary.
+
 Published numbers: CLIP, a zero-shot head a task, task id given.
 """
 

@@ -11,8 +11,9 @@ rule that merges them. It is to be cited for that.
 
 Only the abstract and summaries of the paper could be read, no equation and no code, hence a reconstruction. Ours: the
 average begins at theta_0 (which is a checkpoint like the others), decay 0.5. After the first task its step is that of
-CoMA (arXiv:2312.08977) with alpha = 1 - decay, which begins at theta*_1. Published numbers: FoMo-in-Flux, contrastive
-pretraining of CLIP, zero-shot heads.
+CoMA (arXiv:2312.08977) with alpha = 1 - decay, which begins at theta*_1.
+
+Published numbers: FoMo-in-Flux, contrastive pretraining of CLIP, zero-shot heads.
 """
 
 from bench.method import Rule, Task, Weights, method, option, rule

@@ -14,6 +14,9 @@ average; so an entry of which no task knows anything averages the models by thei
 0 altogether the plain average is served. No factor evens out tasks: one that is fitted badly has larger gradients and
 weighs more. FusionBench does even them out, F_i <- (F_i + 1e-6) / (||F_i||_2 + 1e-6), with a Fisher of its own
 (`normalize=fusionbench`, `kind=sqrtp_batch`).
+
+Published numbers: the paper's are of language models on GLUE, the target task's trained head; in the merging
+literature CLIP, a zero-shot head a task, task id given.
 """
 
 from typing import Literal

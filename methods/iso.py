@@ -18,6 +18,7 @@ In the paper R = min(d_out, d_in). Here R is the numerical rank of Delta, which 
 leaves a null space, whose basis is arbitrary: there the paper's rule would write directions drawn by the decomposition
 into the weights, at the strength of all others, and its mean would count their zeros. A tau'_i of lower rank gives
 the components that it has. alpha 1; the authors' code (danielm1405/iso-merging) searches it on validation images.
+
 Published numbers: CLIP, a zero-shot head a task, task id given.
 """
 

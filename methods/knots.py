@@ -12,8 +12,10 @@ are not matrices: lam times the mean of the tau_i (theirs stay, unless merged by
 
 The paper merges all tasks at once; here all task vectors are kept (T P), and merged from scratch after each task.
 Directions of numerical rank only (theirs: singular values over 1e-5). How many numbers are kept, and which sign is
-elected where values cancel, is as in methods/ties.py. Published numbers: CLIP, a zero-shot head a task, task id given,
-and a joint evaluation over all tasks' classes; authors' code: gstoica27/KnOTS.
+elected where values cancel, is as in methods/ties.py. Authors' code: gstoica27/KnOTS.
+
+Published numbers: CLIP, a zero-shot head a task, task id given; and a joint evaluation over all tasks'
+classes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ task wins, as in that code.
 * `randmix`: i* is drawn uniformly, lam = 1. Streaming: the new task replaces an entry with probability 1/t, which
   leaves every task with 1/t. The draw is from the stream of (run, task, tensor's name).
 * `maxabs_ind`: MagMax over independent trainings (start `pretrained`).
+
+Published numbers: CLIP, frozen text rows of all classes as one head (never trained), class-incremental, no task id.
 """
 
 from bench.method import Task, TaskVectorRule, Weights, method, option, rule, state

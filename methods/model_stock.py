@@ -13,8 +13,8 @@ What the paper leaves open, and our choice: a layer is an adapted tensor, biases
 so that the tensor returns to theta_0 (mergekit goes beyond it, to a pole at -1 / (k - 1)); a tensor that a task did not
 change is at right angles to all. The paper's periodic merging during training is not here.
 
-Published numbers: several fine-tunings of CLIP on **one** task (ImageNet), for which the shell is derived. That tasks
-differ is our use, as it is mergekit's.
+Published numbers: several fine-tunings of CLIP on **one** task (ImageNet) with its one head, for which the shell is
+derived. That tasks differ is our use, as it is mergekit's.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ nothing is carried. Each task is trained from theta_0.
 As the authors' code (zihuanqiu/NUFILT: nufilt.py, filter_lora.py) except where that is chance: there the first task
 meets the decomposition of zeros, which filters its first 128 input coordinates, here nothing (theta*_1); directions
 end with the numerical rank. Its matrices are those of attention and the first of each MLP, here all; tensors that are
-not matrices stay at theta_0, as there. Published numbers: CLIP, a zero-shot head a task, task id given.
+not matrices stay at theta_0, as there.
+
+Published numbers: CLIP, a zero-shot head a task, task id given.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ i < rank(M) only (a LoRA task vector has a large null space, whose basis is arbi
 makes the result depend on how the decomposition is computed, by tens of percent); alpha = 1 zeroes the whole block
 (there: none of it); a layer that nothing was merged into yet takes tau_l as it is. `fusionbench=true`, method
 `opcm_ref`, is as there. A linear layer is every 2-D tensor that is adapted.
+
+Published numbers: CLIP, a zero-shot head a task, task id given (8 to 20 tasks).
 """
 
 from __future__ import annotations

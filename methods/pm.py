@@ -18,7 +18,11 @@ What the paper leaves open, and our choice: training starts from theta_hat_{t-1}
 sample, mean over at most 2,048, so a task that is fitted badly weighs more (option `scale=trace` evens that out); alpha
 is clamped to [0, 1] (it leaves the interval in about a tenth of random toy problems) and alpha_raw is logged; one draw
 of the perturbation a step, shared by all layers, never at evaluation or in the Fisher; heads are neither perturbed nor
-merged; D = 0 gives alpha 0; a flat Q with D != 0 gives 1/t.
+merged; D = 0 gives alpha 0; a flat Q with D != 0 gives 1/t. H_i and D live in the space of the dense weights; the paper
+may mean LoRA's factors ("low-rank parameter scale"), where a diagonal Fisher is another one and alpha another number.
+
+Published numbers: class-incremental without task id. How its heads are treated is not known to us; the first author's
+other public code trains a head a task and concatenates them, as here.
 """
 
 from typing import Literal

@@ -1,7 +1,7 @@
 """Sequential fine-tuning: no merging. theta_hat_t = theta*_t, and each task starts where the last one ended.
 
-`lora_fixed_a` draws LoRA's A once for the whole run and trains only B. Published rows put it far above sequential
-LoRA, so a comparison without it makes the sequential baseline a strawman.
+`lora_fixed_a` draws LoRA's A once for the whole run and trains only B, so that all updates of a layer share one random
+space of inputs: another sequential baseline, as cheap, that a merging rule has to beat.
 """
 
 from bench.method import Rule, Task, Trainer, Weights, method, rule, trainer

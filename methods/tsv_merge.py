@@ -14,8 +14,10 @@ The authors' code (AntoAndGar/task_singular_vectors, TSVM_utils.py) and ours dif
 one component a task; components beyond a task vector's numerical rank are left out, where theirs lets the arbitrary
 basis of a null space decorrelate the rest. k is of min(d_out, d_in) as in the paper, so of LoRA's r components
 none is lost before T > min(d_out, d_in) / r; columns that depend on each other (equal tasks) get the nearest
-partial isometry. Published numbers: CLIP, a zero-shot head a task, task id given; that code then searches alpha on
-validation images.
+partial isometry.
+
+Published numbers: CLIP, a zero-shot head a task, task id given; that code then searches alpha on validation
+images.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ so these are carried (d_in^2 + d_in d_out numbers a matrix, float64) and sum_i t
 what is served after task t is the paper's merge of t tasks. G has a small rank under LoRA, and is multiplied by its
 factors there. No data. Tensors that are not matrices: the mean of the tau_i (as FusionBench has it; the authors'
 code, nathanielyvo/WUDI-Merging, merges attention and MLP matrices only). FusionBench's settings have 400 steps. A task
-that left a layer alone has no part in it (there: a division by zero). Published numbers: CLIP, a zero-shot head a task,
-task id given.
+that left a layer alone has no part in it (there: a division by zero).
+
+Published numbers: CLIP, a zero-shot head a task, task id given.
 """
 
 from __future__ import annotations
