@@ -124,7 +124,7 @@ class TrainConfig(Section):
     warmup_steps: int | Literal["auto"] = 0  #: linear; auto: a tenth of all steps
     clip: float | None = pydantic.Field(default=None, gt=0)  #: largest norm of all gradients together
     label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    temperature: float = pydantic.Field(default=1.0, gt=0)  #: logits are divided by it in the loss, not at test
+    temperature: float = pydantic.Field(default=1.0, gt=0)  #: divides logits in the loss and for rules, not at test
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  #: autocast of the training step; statistics are always fp32
 
     @pydantic.field_validator("warmup_steps")
