@@ -94,6 +94,11 @@ class Session:
         for cell in cells if self.keep_weights else ():
             if cell.method.trainer.data == "seen":
                 raise UserError(f"--keep-weights: {cell.method.key!r} has no task models to keep; leave it out")
+            if cell.method.trainer.heads == "seen":
+                raise UserError(
+                    f"--keep-weights: {cell.method.key!r} trains the heads of earlier tasks on, and what is kept has "
+                    "one head a task; leave it out"
+                )
         return [dataclasses.replace(cell, keep_weights=self.keep_weights) for cell in cells], blocked
 
     def of(self, cells: Iterable[Cell], blocked: dict[str, str] | None = None) -> Session:

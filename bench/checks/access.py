@@ -95,10 +95,11 @@ def data(subject: Subject) -> str | None:
     for _ in merges(rule, subject.worlds.lora, subject.track(), subject.method.start, wrap=strict):
         pass
     shape = (IMAGE.channels, IMAGE.size, IMAGE.size)
-    flagged = {n for n, f in rule.states().items() if f.metadata["images"]}
-    for name, tensor in pack(rule)[0].items():
-        if tuple(tensor.shape[-3:]) == shape and name.split(".")[0] not in flagged:
-            raise Failed(f"state {name} holds images; declare them: state(..., images=True)")
+    for plugin in (rule, subject.run().trainer):
+        flagged = {n for n, f in plugin.states().items() if f.metadata["images"]}
+        for name, tensor in pack(plugin)[0].items():
+            if tuple(tensor.shape[-3:]) == shape and name.split(".")[0] not in flagged:
+                raise Failed(f"state {name} holds images; declare them: state(..., images=True)")
     declared = {"unlabelled": "images", "labelled": "labels", "oracle": "validation"}.get(rule.data)
     return f"declares {rule.data!r}, asked for no {declared} here" if declared and declared not in asked else None
 

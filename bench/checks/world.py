@@ -168,12 +168,15 @@ class World:
         return self._streams[order]
 
     def learn(
-        self, stream: Stream, tasks: Sequence[TaskData], trainer: Trainer, start: Weights, record: tuple[str, ...]
-    ) -> Learnt:
+        self, stream: Stream, tasks: Sequence[TaskData], trainer: Trainer, start: Weights, record: tuple[str, ...],
+        earlier: Sequence[Head] = (), served: Weights | None = None,
+    ) -> Learnt:  # fmt: skip
         """A training; plain ones are kept, since every rule wants the same."""
         key = (*(task.content for task in tasks), start.digest(), record) if type(trainer) is Trainer else None
         if key is None or key not in self._learnt:
-            found = train(self.backbone, stream, tasks, trainer, start, self.protocol, 0, record)
+            found = train(
+                self.backbone, stream, tasks, trainer, start, self.protocol, 0, record, earlier=earlier, served=served
+            )
             if key is None:
                 return found
             self._learnt[key] = found
@@ -335,9 +338,9 @@ def run(
     def learn(current: TaskData, start: Weights) -> LiveTask:
         seen = stream.tasks[: current.t] if trainer.data == "seen" else [current]
         with global_seed(1000 * seed + current.t):
-            learnt = world.learn(stream, seen, left.trainer, start, rule.record)
+            learnt = world.learn(stream, seen, left.trainer, start, rule.record, heads, chain.served)
         left.trained.append(learnt.weights.detach())
-        heads.extend(map(_copy, learnt.heads))
+        heads[current.t - len(learnt.heads) :] = map(_copy, learnt.heads)
         bits[:] = _heads(heads)
         models = (
             TaskModel(left.trained[-1], head, learnt.recorded, task)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from typing_extensions import dataclass_transform
 
+from bench.method.step import Step
 from bench.method.weights import Weights
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "START", "Gram", "Rule", "Start", "Task", "TaskVectorRule", "Trainer", "Weights", "method", "option", "rule",
-    "state", "trainer",
+    "START", "Gram", "Rule", "Start", "Step", "Task", "TaskVectorRule", "Trainer", "Weights", "method", "option",
+    "rule", "state", "trainer",
 ]  # fmt: skip
 
 Start = Literal["pretrained", "previous", "merged"]
@@ -138,6 +139,8 @@ class Trainer(Plugin):
     factors: ClassVar[Literal["AB", "B"]] = "AB"  #: which LoRA factors are trained; "B": A is drawn once and kept
     data: ClassVar[Literal["current", "seen"]] = "current"  #: "seen": all tasks so far, trained at the last only
     softmax: ClassVar[Literal["all", "own"]] = "all"  #: over all trained heads, or over the sample's own task's
+    heads: ClassVar[Literal["own", "seen"]] = "own"  #: "seen": heads of earlier tasks are trained on, in one softmax
+    reads_served: ClassVar[bool] = False  #: ``step.served`` is read: no other rule can use these trainings
 
     def weights(self, theta: Weights, start: Weights, rng: np.random.Generator) -> Weights:
         """Where this step's loss is taken, given theta (P,), with its graph, and where the task began."""
@@ -145,6 +148,18 @@ class Trainer(Plugin):
 
     def penalty(self, theta: Weights) -> Tensor | float:
         """A scalar added to the loss."""
+        return 0.0
+
+    def ascent(self, theta: Weights, gradient: Weights) -> Weights:
+        """Where this step's loss is taken, given also the gradient (P,) of the task loss on the step's batch at
+        ``theta``, the point that :meth:`weights` gave; a step costs a second pass where this is overridden.
+        """
+        return theta
+
+    def loss(self, step: Step) -> Tensor | float:
+        """A scalar added to the loss that may read the batch, old heads and what was served. It must not change the
+        state: a training that lies in the cache is not run again.
+        """
         return 0.0
 
     def learnt(self, task: Task) -> None:

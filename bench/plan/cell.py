@@ -270,7 +270,7 @@ class Cell:
         keys: dict[int, str] = {}
         # What a trainer remembers comes from the tasks before, by way of their statistics.
         memory = [protocol.fisher_samples, code["method"]] if self.method.trainer.states() else None
-        joint = self.method.trainer.data == "seen"
+        learner, joint = self.method.trainer, self.method.trainer.data == "seen"
         for t in self.trained_tasks:
             begun = begins(self.method.start, "pretrained", parent, served)
             keys[t] = key_of(
@@ -279,6 +279,9 @@ class Cell:
                 *self.scenario.learnt_from(self.cuts[:t], joint, parent),
                 begun,
                 [parent, *memory] if memory and t > 1 else None,
+                # Old heads come from the training before, a teacher from all that was served before.
+                *([["heads", parent]] if learner.heads == "seen" and t > 1 else []),
+                *([["served", served]] if learner.reads_served and t > 1 else []),
             )
             parent = keys[t]
             rule = self.method.identity()["rule"]
@@ -292,10 +295,11 @@ class Cell:
 
     @property
     def chain_is_shared(self) -> bool:
-        """Whether other cells can use this cell's trainings: other rules', since they do not start from what this rule
-        served, or those of this rule under other heads, if the plan has any.
+        """Whether other cells can use this cell's trainings: other rules', since they neither start from what this rule
+        served nor read it, or those of this rule under other heads, if the plan has any.
         """
-        return self.method.start != "merged" or self.keep_trainings
+        of_no_rule = self.method.start != "merged" and not self.method.trainer.reads_served
+        return of_no_rule or self.keep_trainings
 
     def opt_steps(self) -> int:
         """Optimiser steps of all trainings, estimated from the dataset's counts."""

@@ -7,10 +7,10 @@ cells that use them.
 from __future__ import annotations
 
 TRAINING_CODE = (
-    "run/train.py", "model/adapters/adapter.py", "model/adapters/frozen.py", "model/split_qkv.py", "model/backbone.py",
-    "model/heads.py", "model/class_rows.py", "data/stream.py", "data/scenario.py", "data/class_order.py",
-    "method/weights.py", "method/api.py", "common/seeds.py", "data/images.py", "data/transforms.py",
-    "data/autoaugment.py",
+    "run/train.py", "run/live_step.py", "model/adapters/adapter.py", "model/adapters/frozen.py", "model/split_qkv.py",
+    "model/backbone.py", "model/heads.py", "model/class_rows.py", "data/stream.py", "data/scenario.py",
+    "data/class_order.py", "method/weights.py", "method/api.py", "method/step.py", "common/seeds.py", "data/images.py",
+    "data/transforms.py", "data/autoaugment.py",
 )  # fmt: skip
 
 MERGING_CODE = (

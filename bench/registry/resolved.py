@@ -144,7 +144,9 @@ class Method:
             "data": {
                 "training": self.trainer.data,
                 "merging": self.rule.data,
-                "keeps_images": any(f.metadata["images"] for f in self.rule.states().values()),
+                "keeps_images": any(
+                    field.metadata["images"] for cls in (self.trainer, self.rule) for field in cls.states().values()
+                ),
             },
         }
 

@@ -100,9 +100,10 @@ class _Run:
         """Task t, trained from there (or taken from where its model lies), as the rule sees it."""
         self.beat("training", current.t)
         with unchanged(f"trainer {self.trainer.key}", {"what is served": self.chain.served}):
-            self.model = self.models.of(current, start, self.so_far.heads)
+            self.model = self.models.of(current, start, self.chain.served, self.so_far.heads)
         learnt, so_far = self.model.learnt, self.so_far
-        so_far.heads = learnt.heads if self.joint else [*so_far.heads, *learnt.heads]
+        # Beside the new head, those of earlier tasks where they were trained on.
+        so_far.heads = [*so_far.heads[: current.t - len(learnt.heads)], *learnt.heads]
         so_far.peak_mb = max(so_far.peak_mb, _memory_mb())
         self.beat("merging", current.t)
         return LiveTask(
@@ -118,7 +119,8 @@ class _Run:
         self.beat("evaluating", task.t)
         served, clock = self.chain.served, time.perf_counter()
         self.fit_scalars = self.serving.fit(
-            self.stream.tasks[: task.t] if self.joint else [task.current], self.model.learnt.heads,
+            self.stream.tasks[: task.t] if self.joint else [task.current],
+            self.model.learnt.heads if self.joint else self.model.learnt.heads[-1:],
             partial(training_features, self.backbone, served, self.stream, self.cell.protocol.eval_batch),
             self.trainer.softmax,
         )  # fmt: skip
@@ -135,7 +137,8 @@ class _Run:
         if self.cell.method.start == "previous" and not torch.equal(served.vector, task.trained.vector):
             carried += task.trained.nbytes
         so_far.carried_bytes = max(so_far.carried_bytes, carried)
-        so_far.carried_image_bytes = max(so_far.carried_image_bytes, nbytes(self.rule, images=True))
+        images = nbytes(self.trainer, images=True) + nbytes(self.rule, images=True)
+        so_far.carried_image_bytes = max(so_far.carried_image_bytes, images)
         so_far.tasks.append(
             {
                 "t": task.t,

@@ -50,9 +50,9 @@ class TaskModels(Protocol):
         """The pretrained model that the task models belong to."""
         ...
 
-    def of(self, current: TaskData, start: Weights, earlier: Sequence[Head]) -> TaskModel:
-        """theta*_t, begun where the start policy says, unless the source knows better; ``earlier`` are the heads of
-        the tasks before.
+    def of(self, current: TaskData, start: Weights, served: Weights, earlier: Sequence[Head]) -> TaskModel:
+        """theta*_t, begun where the start policy says, unless the source knows better; ``served`` is theta_hat_{t-1},
+        ``earlier`` are the heads of the tasks before.
 
         Raises:
             FloatingPointError: training diverged.
@@ -76,7 +76,7 @@ class TrainedHere:
         """From the protocol's file of weights."""
         return Backbone(cell.protocol, shown_image(cell.protocol, cell.dataset), device)
 
-    def of(self, current: TaskData, start: Weights, earlier: Sequence[Head]) -> TaskModel:
+    def of(self, current: TaskData, start: Weights, served: Weights, earlier: Sequence[Head]) -> TaskModel:
         """Out of the cache where it is there with the by-products asked for, else trained, and kept for others."""
         record, kept = self._record, self._store.load("train", self._cell.train_keys[current.t])
         if kept is not None and set(record) <= set(kept[1]["record"]):
@@ -85,18 +85,21 @@ class TrainedHere:
             kinds = {wish.partition(":")[0] for wish in record}
             record = (*record, *(wish for wish in kept[1]["record"] if wish.partition(":")[0] not in kinds))
         with unchanged(f"trainer {self._trainer.key}", {"start": start, "self.pretrained": self._backbone.pretrained}):
-            learnt = self._train(current, start, record, earlier)
+            learnt = self._train(current, start, served, record, earlier)
         # A task that began at merged weights is mostly nobody else's; the first, begun at theta_0, may be anybody's.
         if self._cell.chain_is_shared or current.t == 1:
             self._keep(current, learnt, record)
         return TaskModel(start, learnt, learnt.seconds)
 
-    def _train(self, current: TaskData, start: Weights, record: tuple[str, ...], earlier: Sequence[Head]) -> Learnt:
+    def _train(
+        self, current: TaskData, start: Weights, served: Weights, record: tuple[str, ...], earlier: Sequence[Head]
+    ) -> Learnt:
         cell, trainer = self._cell, self._trainer
         tasks = self._stream.tasks[: current.t] if trainer.data == "seen" else [current]
         return train(
-            self._backbone, self._stream, tasks, trainer, start, cell.protocol, cell.run_seed, record, earlier=earlier
-        )
+            self._backbone, self._stream, tasks, trainer, start, cell.protocol, cell.run_seed, record, earlier=earlier,
+            served=served,
+        )  # fmt: skip
 
     def _read(self, tensors: dict[str, Tensor], header: dict[str, Any], start: Weights) -> Learnt:
         device = self._backbone.device
@@ -131,7 +134,7 @@ class GivenFolder:
         """theta_0, restricted to the tensors that training changed in some task."""
         return given_backbone(_given(cell), device)
 
-    def of(self, current: TaskData, start: Weights, earlier: Sequence[Head]) -> TaskModel:
+    def of(self, current: TaskData, start: Weights, served: Weights, earlier: Sequence[Head]) -> TaskModel:
         """What the folder holds of task t; where it says nothing of the start, the policy's stands."""
         begun = _given_start(self._cell, self._backbone, current.t, start)
         return TaskModel(begun, given_model(self._cell, self._backbone, current.t), 0.0)

@@ -15,10 +15,12 @@ from bench.common.seeds import derive, numpy_rng, torch_rng
 from bench.config.schema import ProtocolConfig, TrainConfig
 from bench.data.stream import Stream, TaskData
 from bench.method import Trainer
+from bench.method.step import StepHeads
 from bench.method.weights import Weights
 from bench.model.adapters.frozen import Frozen
 from bench.model.backbone import Backbone
-from bench.model.heads import Head, training_heads
+from bench.model.heads import Head, concatenate, training_heads
+from bench.run.live_step import LiveStep
 
 GRAD_SQ_BETA = 0.999  #: decay of the recorded squared gradient: Adam's beta_2
 ONSET = (0, 10, 50)  #: optimiser steps before which loss and gradient norm are recorded
@@ -47,13 +49,15 @@ def train(
     record: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda step, total: None,
     earlier: Sequence[Head] = (),
+    served: Weights | None = None,
 ) -> Learnt:
     """Train the adapter and the heads of ``tasks`` (the current one; all seen for a joint reference) from ``start``.
 
     ``record`` asks for by-products: ``snapshots:K``, copies of theta at equal distances; ``grad_sq``, the
     exponential average of the squared gradient of the task loss in the dense weights, bias-corrected as in Adam.
     ``progress`` is told (steps done, of how many) after each step. ``earlier`` are the heads of the tasks before, which
-    a head that all tasks share goes on from.
+    a head that all tasks share goes on from, and a trainer with ``heads = "seen"`` trains on. ``served`` is
+    theta_hat_{t-1}, for trainers that read it.
 
     Raises:
         FloatingPointError: training diverged.
@@ -67,6 +71,13 @@ def train(
     scenario = stream.scenario
     headed = [group[0] for group in scenario.by_head(tasks)]  # a head has the columns of its first task
     head = training_heads(protocol.head, headed, backbone.dim, device, run_seed, scenario, earlier)
+    heads: dict[StepHeads, Sequence[Head]] = {
+        "old": scenario.open_heads(earlier), "seen": scenario.open_heads([*earlier, head]),
+    }  # fmt: skip
+    if trainer.heads == "seen":  # one head to train, from the old ones as they are and the fresh one
+        headed = [group[0] for group in scenario.by_head(stream.tasks[: tasks[-1].t])]
+        head = concatenate(heads["seen"])
+        heads["seen"] = [head]
     sizes = [len(task.columns) for task in headed]
     trained = [([p.requires_grad_() for p in head.parameters], config.head_lr), (adapter.parameters, config.lr)]
     groups = [{"params": parameters, "lr": lr} for parameters, lr in trained if parameters]
@@ -74,7 +85,7 @@ def train(
         return Learnt(start, head.split(sizes), 0, time.perf_counter() - began, {"loss": {}, "grad_norm": {}})
     optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     index = torch.cat([task.train for task in tasks])
-    labels = stream.train_columns - tasks[0].columns.start
+    labels = stream.train_columns - headed[0].columns.start
     if trainer.softmax == "own" and config.label_smoothing:
         raise ValueError("train.label_smoothing and a trainer with softmax='own' do not combine")
     foreign = _other_heads_columns(headed, device) if trainer.softmax == "own" else None
@@ -88,23 +99,41 @@ def train(
     onset: dict[str, dict[str, float]] = {"loss": {}, "grad_norm": {}}
     snapshots: list[Weights] = []
     grad_sq = start.zeros() if "grad_sq" in record else None
+    climbs = bool(adapter.parameters) and type(trainer).ascent is not Trainer.ascent
+
+    def forward(at: Weights, pixels: Tensor) -> Tensor:
+        with torch.autocast(kind, low, enabled=low is not None):
+            return backbone.forward(at, pixels)
+
+    def task_loss_at(at: Weights, pixels: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of a batch, and its features (b, D)."""
+        features = forward(at, pixels)
+        logits = head(features) / config.temperature
+        if foreign is not None:
+            logits = logits.masked_fill(foreign[y], -math.inf)
+        return cross_entropy(logits, y, label_smoothing=config.label_smoothing), features
 
     for step, batch in enumerate(_batches(index, config, run_seed, content)):
         pixels, y = backbone.transform.augmented(stream.train_images[batch], run_seed, content, step), labels[batch]
         theta = adapter.weights()
         point = trainer.weights(theta, start, rng)
+        if climbs:
+            here = point.map(lambda v: v.detach().requires_grad_())
+            [ascent] = torch.autograd.grad(scaler.scale(task_loss_at(here, pixels, y)[0]), here.vector)
+            point = trainer.ascent(point, Weights(ascent / scaler.get_scale(), point.layout))
         watched = bool(adapter.parameters) and (step in ONSET or grad_sq is not None)
         if watched:
             # A node of its own: its gradient is the loss's, not the penalty's.
             point = point.map(lambda v: v.view_as(v))
             point.vector.retain_grad()
-        with torch.autocast(kind, low, enabled=low is not None):
-            features = backbone.forward(point, pixels)
-        logits = head(features) / config.temperature
-        if foreign is not None:
-            logits = logits.masked_fill(foreign[y], -math.inf)
-        task_loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-        loss = task_loss + trainer.penalty(theta)
+        task_loss, features = task_loss_at(point, pixels, y)
+        live = LiveStep(
+            t=tasks[-1].t, weights=point, pixels=pixels, columns=stream.train_columns[batch], rng=rng,
+            features=features, forward=forward, heads=heads, temperature=config.temperature,
+            transform=backbone.transform, seed=(run_seed, content, step),
+            taught_by=served if trainer.reads_served else None,
+        )  # fmt: skip
+        loss = task_loss + trainer.penalty(theta) + trainer.loss(live)
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         if step in ONSET:

@@ -300,7 +300,7 @@ def test_by_products_lie_in_the_store_with_the_training(stream: Stream, tmp_path
 
     def ask(*record: str) -> tuple[Learnt, bool]:
         models = TrainedHere(cell, bench.store, stream, backbone, trainer, record)
-        model = models.of(stream.tasks[0], backbone.pretrained, [])
+        model = models.of(stream.tasks[0], backbone.pretrained, backbone.pretrained, [])
         return model.learnt, model.spent > 0
 
     def by_products(learnt: Learnt) -> dict[str, list[str]]:
