@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": "pretrain:pretrain",
     "cache": "cache:cache",
     "data": "data:data",
+    "weights": "weights:weights",
     "text": "text:text",
     "replay": "replay:replay",
     "import": "import_:import_",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -30,6 +31,12 @@ _SHIPPED_OF: dict[Kind, Path] = {
 def folders(kind: Kind) -> list[Path]:
     """Where files of that kind are looked for by name: the shipped folder, then those of installed packages."""
     return [_SHIPPED_OF[kind], *installed.folders(kind)]
+
+
+def weights_folder() -> Path:
+    """Where fetched weights are kept: ``CLMERGE_WEIGHTS``, or the user's cache; shared by all checkouts."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("CLMERGE_WEIGHTS") or cache / "clmerge" / "weights").expanduser()
 
 
 def source_of(file: str | Path) -> str:

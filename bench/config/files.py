@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from bench.common.errors import UserError, unknown
-from bench.common.paths import PROTOCOLS, Kind, folders
+from bench.common.paths import PROTOCOLS, Kind, folders, weights_folder
 from bench.config.dotted import check_key, drop, flat, merged, put, value_at
 from bench.config.schema import DatasetConfig, ImageConfig, ProtocolConfig, S, SuiteConfig, check
 
@@ -181,8 +181,10 @@ def _check_entries(data: dict[str, Any], where: str) -> None:
 
 
 def weights_file(protocol: ProtocolConfig) -> Path:
-    """Where the backbone's weights lie (relative names: beside the presets)."""
-    return beside_presets(str(protocol.backbone.weights))
+    """Where the backbone's weights lie (relative names: beside the presets, then where fetched ones are kept)."""
+    name = str(protocol.backbone.weights)
+    beside, kept = beside_presets(name), weights_folder() / Path(name).expanduser()
+    return kept if kept.is_file() and not beside.exists() else beside
 
 
 def beside_presets(name: str) -> Path:

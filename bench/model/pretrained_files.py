@@ -11,8 +11,10 @@ import textwrap
 from pathlib import Path
 
 from bench.common.errors import UserError
+from bench.common.paths import weights_folder
 from bench.config.files import weights_file
 from bench.config.schema import ProtocolConfig
+from bench.model.published_weights import PUBLISHED, file_of
 
 HUB_FILE = "model.safetensors"
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -96,9 +98,7 @@ def _local(protocol: ProtocolConfig) -> Path | None:
         if path.is_file():
             return path
         if not path.is_dir():
-            raise UserError(
-                f"protocol {protocol.key}: backbone.weights: no file {path}; make it with: clmerge pretrain"
-            )
+            raise UserError(_absent(protocol, path))
         names = [f"{stem}{suffix}" for stem in (config.model, "model", "pytorch_model") for suffix in SUFFIXES]
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
@@ -110,6 +110,17 @@ def _local(protocol: ProtocolConfig) -> Path | None:
 
     cached = try_to_load_from_cache(_repository(protocol), HUB_FILE)
     return Path(cached) if isinstance(cached, str) else None
+
+
+def _absent(protocol: ProtocolConfig, path: Path) -> str:
+    """What to do about a file that is not there: others publish some, which a command fetches."""
+    name = path.stem
+    if name in PUBLISHED and path.name == file_of(name).name:
+        return (
+            f"protocol {protocol.key}: backbone.weights: {path.name} is not in {weights_folder()}; fetch it with: "
+            f"clmerge weights {name}"
+        )
+    return f"protocol {protocol.key}: backbone.weights: no file {path}; make it with: clmerge pretrain"
 
 
 def _repository(protocol: ProtocolConfig) -> str:
@@ -168,8 +179,8 @@ def _verify(protocol: ProtocolConfig, file: Path) -> None:
     wanted = protocol.backbone.sha256
     if wanted and _sha256(file, file.stat().st_mtime_ns, file.stat().st_size) != wanted:
         raise UserError(
-            f"protocol {protocol.key}: backbone.sha256: {file} has another checksum; restore the file (git checkout) "
-            "or, if you pre-trained anew, write its checksum into a protocol of your own"
+            f"protocol {protocol.key}: backbone.sha256: {file} has another checksum; restore the file (git "
+            "checkout, or clmerge weights) or, if you pre-trained anew, write its checksum into a protocol of your own"
         )
 
 

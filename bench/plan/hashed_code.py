@@ -38,6 +38,7 @@ NO_NUMBERS = {
     "method/protect.py": "compares, and changes nothing",
     "model/adapters/__init__.py": "finds the file of a kind, which counts for the cells that use it",
     "model/pretrained_files.py": "finds a file, which is in names and keys by its content",
+    "model/published_weights.py": "writes a file, which is in names and keys by its content",
     "plan/cell.py": "names and keys",
     "plan/hashed_code.py": "these lists",
     "records/": "reads and describes what was counted",

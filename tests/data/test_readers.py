@@ -130,6 +130,18 @@ def test_cifar_takes_planes_and_the_fine_label(classes: int, tmp_path: Path) -> 
     assert found.test_images[4, 1, 2, 3] == (1024 + 2 * 32 + 3) % 251
 
 
+def test_cifar_takes_the_first_images_of_each_class(tmp_path: Path) -> None:
+    cifar(10)(tmp_path)
+    last = tmp_path / "cifar-10-batches-bin" / "data_batch_5.bin"
+    last.write_bytes(b"".join(bytes([label]) + bytes(3072) for label in range(10)))
+    options = {"archive": "cifar10", "train_per_class": 2, "test_per_class": 1}
+    part = read(config("cifar10", options=options), tmp_path)
+    assert isinstance(part, Arrays)
+    assert part.train_labels.tolist() == [*range(10), *range(10)]
+    assert part.train_images.any(axis=(1, 2, 3)).all()
+    assert part.test_labels.tolist() == list(range(10))
+
+
 def test_imagenet_r_keeps_the_lists_labels_and_order(tmp_path: Path) -> None:
     found = read(config("imagenet_r", **imagenet_r(tmp_path)), tmp_path)
     assert found.class_names == ("great_white_shark", "goldfish")

@@ -86,6 +86,12 @@ def test_cifar_pickles_are_refused_and_wrong_records_named(tmp_path: Path) -> No
     assert "data_batch_3.bin: record 2: label 10 is out of range (0 to 9)" in refused(described, tmp_path)
 
 
+def test_cifar_with_fewer_images_than_are_asked_for(tmp_path: Path) -> None:
+    cifar(10)(tmp_path)
+    too_many = config("cifar10", options={"archive": "cifar10", "test_per_class": 1001})
+    assert "options.test_per_class: says 1001, but class " in refused(too_many, tmp_path)
+
+
 def test_wrong_tiny_imagenet_trees(tmp_path: Path) -> None:
     described, root = config("tiny_imagenet", **tiny(tmp_path)), tmp_path / "tiny-imagenet-200"
     assert "options.first, options.last: 2 to 4 are no classes" in refused(

@@ -106,7 +106,7 @@ def part(first: int, last: int, **options: int) -> Callable[[Path], dict[str, An
     return build
 
 
-def cifar(classes: int) -> Callable[[Path], dict[str, Any]]:
+def cifar(classes: int, **options: int) -> Callable[[Path], dict[str, Any]]:
     """Ten records a file; record i of a file has fine label i, coarse label 7 and pixels that count up."""
 
     def build(data: Path) -> dict[str, Any]:
@@ -122,7 +122,9 @@ def cifar(classes: int) -> Callable[[Path], dict[str, Any]]:
             *(f"c{i}" for i in range(10)),
             "",
         )
-        return {"classes": 10, "train": 10 * len(train), "test": 10}
+        each = options.get("train_per_class", len(train))
+        chosen = {"options": {"archive": f"cifar{classes}", **options}} if options else {}
+        return {"classes": 10, "train": 10 * each, "test": 10, **chosen}
 
     return build
 
@@ -212,7 +214,8 @@ def omniglot(data: Path) -> dict[str, Any]:
 
 
 TREES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "cars": cars, "cifar10": cifar(10), "cifar100": cifar(100), "cub200": cub, "domainnet200": domainnet200,
+    "cars": cars, "cifar10": cifar(10), "cifar10_small": cifar(10, train_per_class=4, test_per_class=1),
+    "cifar100": cifar(100), "cub200": cub, "domainnet200": domainnet200,
     "domainnet345": domainnet345, "domainnet_domains": domainnet345, "imagenet_a_own": imagenet_a, "imagenet_r": imagenet_r, "omniglot": omniglot,
     "tiny_imagenet": tiny, "tiny_imagenet_base": part(0, 1), "tiny_imagenet_100": part(2, 3),
     "tiny_imagenet_100_small": part(2, 3, train_per_class=11),

@@ -91,7 +91,7 @@ def _have(config: DatasetConfig, file: FileConfig, data_dir: Path, by_hand: bool
     elif file.url is None:
         return False
     else:
-        entry = _recorded(data_dir, file, _fetched(config, file, file.url, target, entry))
+        entry = _recorded(data_dir, file, fetched(where(config), file, target, entry, config.get))
         done = f"{file.name}: {entry.bytes:,} bytes, sha256 {entry.sha256}"
     if file.extract and not extracted and not by_hand:
         base = data_dir / file.folder
@@ -120,19 +120,28 @@ def _or_forget(entry: Entry | None) -> str:
     return "" if entry is None else " (or take its entry out of clmerge-lock.json where the new one is right)"
 
 
-def _fetched(config: DatasetConfig, file: FileConfig, url: str, target: Path, entry: Entry | None) -> Entry:
-    """Download to ``target`` by way of ``target.part``."""
+def fetched(asked: str, file: FileConfig, target: Path, entry: Entry | None = None, advice: str = "") -> Entry:
+    """Download a file that has a URL to ``target``, by way of ``target.part``, and check it.
+
+    Args:
+        asked: what needs it, which errors begin with.
+        entry: what the file was when it came before.
+        advice: what else a user can do, at the end of an error.
+
+    Raises:
+        UserError: it cannot be fetched, is not what it should be, or too little space.
+    """
     import requests
 
-    part = target.with_name(f"{target.name}.part")
+    part, url = target.with_name(f"{target.name}.part"), str(file.url)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         download(url, part, checked=bool(file.sha256 or file.md5 or entry))
     except requests.RequestException as error:
         checksum = f" (MD5 {file.md5})" if file.md5 else ""
         raise UserError(
-            f"{where(config)}: {file.name}: {_reason(error, url)}; run the command again to go on, or get {url} "
-            f"elsewhere, put it as {target}{checksum}, and run the command again. {config.get}".rstrip()
+            f"{asked}: {file.name}: {_reason(error, url)}; run the command again to go on, or get {url} "
+            f"elsewhere, put it as {target}{checksum}, and run the command again. {advice}".rstrip()
         ) from None
     found = checksums(part)
     wrong = difference(found, file, entry)
@@ -140,7 +149,7 @@ def _fetched(config: DatasetConfig, file: FileConfig, url: str, target: Path, en
     if wrong is not None:
         part.unlink()
         raise UserError(
-            f"{where(config)}: {file.name} from {url}: {wrong}; what came is deleted. Run the command again; if it "
+            f"{asked}: {file.name} from {url}: {wrong}; what came is deleted. Run the command again; if it "
             f"stays so, the publisher's file has changed{_or_forget(entry)}"
         )
     os.replace(part, target)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from bench.common.errors import UserError
 from bench.config.schema import DatasetConfig, Section, check
@@ -46,6 +47,8 @@ class CifarOptions(Section):
     """Options of ``layout: cifar_binary``."""
 
     archive: Literal["cifar10", "cifar100"]
+    train_per_class: int | None = Field(None, ge=1)  #: the first so many images of each class; None: all
+    test_per_class: int | None = Field(None, ge=1)  #: likewise
 
 
 def why_not(config: DatasetConfig, data_dir: Path) -> str | None:
@@ -65,19 +68,38 @@ def sources(config: DatasetConfig, data_dir: Path) -> list[Path]:
 
 
 def read(config: DatasetConfig, data_dir: Path) -> Arrays:
-    """All records as uint8 (N, 3, 32, 32), in the order of the files, with their fine labels.
+    """Records as uint8 (N, 3, 32, 32), in the order of the files, with their fine labels.
 
     Raises:
-        UserError: a wrong option, a missing file, one whose length is not whole records, a label out of range.
+        UserError: a wrong option, a missing file, one whose length is not whole records, a label out of range, fewer
+            images of a class than are asked for.
     """
+    options = check(config.options, CifarOptions, f"{where(config)}: options")
     need(config, why_not(config, data_dir))
-    archive = ARCHIVES[check(config.options, CifarOptions, f"{where(config)}: options").archive]
+    archive = ARCHIVES[options.archive]
     root = data_dir / archive.folder
     names = tuple(line.strip() for line in lines(config, root / archive.names))
     parts = [_records(config, root / name, archive.labels, len(names)) for name in archive.train]
     test_images, test_labels = _records(config, root / archive.test, archive.labels, len(names))
     train_images, train_labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Arrays(train_images, train_labels, test_images, test_labels, names)
+    train = _first_of_each(config, train_labels, names, options.train_per_class, "train_per_class")
+    test = _first_of_each(config, test_labels, names, options.test_per_class, "test_per_class")
+    return Arrays(train_images[train], train_labels[train], test_images[test], test_labels[test], names)
+
+
+def _first_of_each(
+    config: DatasetConfig, labels: np.ndarray, names: tuple[str, ...], count: int | None, option: str
+) -> np.ndarray | slice:
+    """Positions of the first ``count`` records of each class, in the order of the files; None: all."""
+    if count is None:
+        return slice(None)
+    positions = [np.flatnonzero(labels == label)[:count] for label in range(len(names))]
+    for name, found in zip(names, positions, strict=True):
+        if len(found) < count:
+            raise UserError(
+                f"{where(config)}: options.{option}: says {count}, but class {name} has {len(found)} images"
+            )
+    return np.sort(np.concatenate(positions))
 
 
 def _records(config: DatasetConfig, path: Path, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
