@@ -14,7 +14,7 @@ from bench.commands.options import common
 @click.option(
     "--from",
     "package",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="The package, or the file in it, that you have already.",
 )
 @common
