@@ -27,7 +27,7 @@ def first_step(cell: Cell, bench: Workbench, images: int, lam: float) -> dict[st
     """(mean entropy, median entropy, gradient norm) of raw and of divided logits, in nats."""
     stream, backbone, temperature = bench.stream(cell), bench.backbone(cell), cell.protocol.train.temperature
     models = bench.models(cell, cell.method.build()[0], ())
-    learnt = [models.of(task, backbone.pretrained, []).learnt for task in stream.tasks[:2]]
+    learnt = [models.of(task, backbone.pretrained, backbone.pretrained, []).learnt for task in stream.tasks[:2]]
     taus = [model.weights - backbone.pretrained for model in learnt]
     shown = [stream.train_images[task.train[:images]] for task in stream.tasks[:2]]
     measured = {}
