@@ -115,6 +115,11 @@ def check_cell(cell: Cell) -> None:
         raise UserError(f"--tasks: {cell.dataset.key} with one task has no merge to look at; ask for 2 or more")
     if method.trainer.data == "seen" or not method.trainer.adapt or method.rule.experts:
         raise UserError(f"--methods: {method.key!r} moves no served model towards a newly trained one; leave it out")
+    if method.trainer.heads == "seen":
+        raise UserError(
+            f"--methods: {method.key!r} trains the heads of earlier tasks on, so old and new weights have other heads; "
+            "leave it out"
+        )
     if head not in ("linear", "zero_shot"):
         raise UserError(
             f"--methods: {method.key!r}: heads of kind {head!r} are fitted to the served weights and would have to be "

@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
-from bench.config.schema import ProtocolConfig
+from bench.common.errors import UserError
+from bench.common.seeds import derive
+from bench.config.schema import ProtocolConfig, SuiteConfig
 from bench.data.stream import Stream
 from bench.method import Step, Trainer
 from bench.model.backbone import Backbone
+from bench.model.heads import new_head
 from bench.run.cell import run_cell
-from bench.run.train import train
+from bench.run.train import _batches, train
 from tests.run.test_cell import Stop, bench, cells, numbers
 
 
-@pytest.mark.parametrize("method", ["lwf", "lwf_average"])
+@pytest.mark.parametrize("method", ["lwf", "lwf_average", "er", "er_average", "derpp"])
 def test_a_cell_that_was_interrupted_or_cached_has_the_same_numbers(tmp_path: Path, method: str) -> None:
     (cell,) = cells(method)
 
@@ -90,3 +95,80 @@ def test_what_a_step_does_not_have_is_refused(
         train(
             backbone, stream, stream.tasks[:1], trainer(), backbone.pretrained, protocol, 0, served=backbone.pretrained
         )
+
+
+# ---- buffers and old heads -------------------------------------------------------------------------------------------
+def test_a_replay_buffer_is_counted_and_shown_as_images(tmp_path: Path) -> None:
+    (er,), (derpp,), (average,) = (cells(name) for name in ("er:keep=30", "derpp:keep=30", "er_average:keep=30"))
+    one, other, merged = (run_cell(cell, bench(tmp_path)) for cell in (er, derpp, average))
+    assert one["method"]["data"]["keeps_images"]
+    assert other["method"]["data"]["keeps_images"]
+    images, columns = 30 * 16 * 16, 30 * 8  # bytes
+    assert one["totals"]["carried_image_bytes"] == other["totals"]["carried_image_bytes"] == images
+    assert one["totals"]["carried_bytes"] == merged["totals"]["carried_bytes"] == images + columns
+    assert other["totals"]["carried_bytes"] == images + columns + 4 * 30 * 10  # logits of all ten classes
+
+
+def test_replay_forgets_less_than_going_on_without(tmp_path: Path) -> None:
+    table = {
+        cell.method.key: run_cell(cell, bench(tmp_path))
+        for cell in cells("finetune", "er", "derpp", **{"train.epochs": 3})
+    }
+    right = {key: sum(hits for hits, _ in record["counts"][-1]) for key, record in table.items()}
+    assert right["er"] > right["finetune"] + 20
+    assert right["derpp"] > right["finetune"] + 20
+
+
+class Widened(Trainer):
+    """Nothing but old heads that are trained on."""
+
+    heads = "seen"
+
+
+def test_old_heads_that_are_trained_on_are_in_one_softmax_with_the_new_one(
+    backbone: Backbone, stream: Stream, protocol: ProtocolConfig
+) -> None:
+    """The second task's steps written out, both heads as one weight matrix of ten rows."""
+    first, task = stream.tasks
+    config = protocol.train
+    old = new_head(5, backbone.dim, 0.1, "cpu", 5, "old")
+    fresh = new_head(5, backbone.dim, protocol.head.init_std, "cpu", 0, task.content)
+    lora = backbone.adapter(backbone.pretrained, "AB", derive("lora", 0, task.content))
+    weight = torch.cat([old.weight, fresh.weight]).requires_grad_()
+    bias = torch.cat([old.bias, fresh.bias]).requires_grad_()
+    optimiser = torch.optim.AdamW([{"params": [weight, bias], "lr": config.head_lr},
+                                   {"params": lora.parameters, "lr": config.lr}], weight_decay=0)  # fmt: skip
+    batches = list(_batches(task.train, config, 0, task.content))
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=len(batches))
+    for batch in batches:
+        features = backbone.features(lora.weights(), stream.train_images[batch])
+        optimiser.zero_grad()
+        cross_entropy(features @ weight.T + bias, stream.train_columns[batch]).backward()
+        optimiser.step()
+        cosine.step()
+    learnt = train(backbone, stream, [task], Widened(), backbone.pretrained, protocol, 0, earlier=[old])
+    assert [len(head.weight) for head in learnt.heads] == [len(first.columns), len(task.columns)]
+    torch.testing.assert_close(torch.cat([h.weight for h in learnt.heads]), weight.detach(), rtol=0, atol=1e-3)
+    assert float((learnt.heads[0].weight - old.weight).abs().max()) > 0.01
+    plain = train(backbone, stream, [task], Trainer(), backbone.pretrained, protocol, 0, earlier=[old])
+    assert [head.digest() == old.digest() for head in plain.heads] == [False]
+
+
+def test_a_training_that_goes_on_with_old_heads_is_named_after_them() -> None:
+    """At start pretrained plain trainings know nothing of the tasks before; these do."""
+    one, other = (
+        {c.method.trainer.key: c.train_keys for c in cells("plain+last@pretrained", "er+last@pretrained", seeds=seed)}
+        for seed in ("1", "2")
+    )
+    assert one["er"][1] != one["plain"][1]
+    assert set(one["er"].values()).isdisjoint(other["er"].values())
+    more, fewer = (cells(f"er+last@pretrained:keep={n}")[0].train_keys for n in (10, 20))
+    assert set(more.values()).isdisjoint(fewer.values())
+
+
+def test_weights_of_a_method_that_trains_old_heads_on_are_not_kept(tmp_path: Path) -> None:
+    from bench.session import Session
+
+    suite = SuiteConfig(key="t", protocol="embedded", datasets=["digits"], tasks=[2], methods=["er"], seeds="1")
+    with pytest.raises(UserError, match="--keep-weights: 'er' trains the heads of earlier tasks on"):
+        _ = Session(suite, keep_weights=True).grid
