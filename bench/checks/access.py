@@ -90,7 +90,7 @@ def data(subject: Subject) -> str | None:
     rule, asked = subject.rule(), set[str]()
 
     def strict(task: LiveTask) -> _Strict:
-        return _Strict(_noted(task, rule.data, asked, set()))
+        return _Strict(_noted(task, rule.reads, asked, set()))
 
     for _ in merges(rule, subject.worlds.lora, subject.track(), subject.method.start, wrap=strict):
         pass
@@ -100,8 +100,8 @@ def data(subject: Subject) -> str | None:
         for name, tensor in pack(plugin)[0].items():
             if tuple(tensor.shape[-3:]) == shape and name.split(".")[0] not in flagged:
                 raise Failed(f"state {name} holds images; declare them: state(..., images=True)")
-    declared = {"unlabelled": "images", "labelled": "labels", "oracle": "validation"}.get(rule.data)
-    return f"declares {rule.data!r}, asked for no {declared} here" if declared and declared not in asked else None
+    declared = {"unlabelled": "images", "labelled": "labels", "oracle": "validation"}.get(rule.reads)
+    return f"declares {rule.reads!r}, asked for no {declared} here" if declared and declared not in asked else None
 
 
 def needs(subject: Subject) -> str | None:

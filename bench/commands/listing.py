@@ -10,7 +10,7 @@ from bench.common.errors import UserError
 from bench.common.paths import source_of
 from bench.config.files import load_dataset_config, load_protocol, load_suite, yaml_files
 from bench.data.dataset import availability
-from bench.method import Plugin, Rule, Trainer
+from bench.method import START, Plugin, Rule, Trainer
 from bench.registry import Registry, dataset_folders
 from bench.registry.resolve import look_up
 
@@ -91,12 +91,14 @@ def _plugin(registry: Registry, cls: type[Trainer] | type[Rule], **more: Any) ->
 
 def _parameter(cls: type[Plugin], name: str) -> Row:
     field = cls.options()[name]
-    missing = field.default is dataclasses.MISSING
+    by_start = {cls.at_start.get(start, {}).get(name, field.default) for start in START}
+    default = by_start.pop() if len(by_start) == 1 else field.default
+    missing = default is dataclasses.MISSING
     kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
     return {
         "name": name,
         "type": kind,
-        "default": "required" if missing else field.default,
+        "default": "required" if missing else default,
         "range": field.metadata["bounds"],
         "help": field.metadata["help"],
     }

@@ -96,7 +96,9 @@ class Plugin:
 
     key: ClassVar[str] = ""
     reconstruction: ClassVar[bool] = False  #: not the authors' method: marked wherever a number of it appears
-    at_start: ClassVar[dict[str, dict[str, Any]]] = {}  #: option defaults that hold at one start only
+    #: option defaults by start, above the field's own. A default that changes its meaning is written here, for every
+    #: start: names of cells leave out what is at the field's default, so that one has to stay what it was.
+    at_start: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(kw_only=True, eq=False)(cls)
@@ -185,6 +187,11 @@ class Rule(Plugin):
     def record(self) -> tuple[str, ...]:
         """By-products of training that ``merge`` needs: ``("snapshots:4",)``, ``("grad_sq",)``."""
         return ()
+
+    @property
+    def reads(self) -> Literal["none", "unlabelled", "labelled", "oracle"]:
+        """``data``, unless the options decide: then ``data`` is the most that any of them needs."""
+        return self.data
 
     def merge(self, task: Task) -> Weights:
         """theta_hat_t. Must not change what the task holds."""

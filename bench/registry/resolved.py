@@ -143,7 +143,7 @@ class Method:
             "state": [f"trainer.{n}" for n in self.trainer.states()] + [f"rule.{n}" for n in self.rule.states()],
             "data": {
                 "training": self.trainer.data,
-                "merging": self.rule.data,
+                "merging": self.build()[1].reads,
                 "keeps_images": any(
                     field.metadata["images"] for cls in (self.trainer, self.rule) for field in cls.states().values()
                 ),

@@ -107,7 +107,7 @@ class _Run:
         so_far.peak_mb = max(so_far.peak_mb, _memory_mb())
         self.beat("merging", current.t)
         return LiveTask(
-            data=self.rule.data, stream=self.stream, current=current, backbone=self.backbone,
+            data=self.rule.reads, stream=self.stream, current=current, backbone=self.backbone,
             protocol=self.cell.protocol, heads=so_far.heads, run_seed=self.cell.run_seed, store=self.bench.store,
             pretrained=self.chain.pretrained, start=self.model.start, served=self.chain.served,
             trained=learnt.weights, recorded=learnt.recorded,

@@ -81,7 +81,7 @@ class LiveTask(AsksByName):
         self._need(asked.reads(kind))
         began = time.perf_counter()
         place = Place(
-            self.backbone, at or self.trained, self.heads[-1], self.stream, self.current, self.protocol, self.run_seed,
+            self.backbone, at or self.trained, self.heads, self.stream, self.current, self.protocol, self.run_seed,
             kind, samples or self.protocol.fisher_samples,
         )  # fmt: skip
         cache_key = asked.cache_key(place)

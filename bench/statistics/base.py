@@ -29,13 +29,23 @@ class Place:
 
     backbone: Backbone
     at: Weights
-    head: Head  #: the task's own
+    heads: Sequence[Head]  #: of tasks 1..t
     stream: Stream
     task: TaskData
     protocol: ProtocolConfig
     run_seed: int
     kind: str  #: one of the statistic's kinds, "" where it has none
     samples: int  #: how many of the task's images at most
+
+    @property
+    def head(self) -> Head:
+        """The task's own."""
+        return self.heads[-1]
+
+    @property
+    def open_heads(self) -> Sequence[Head]:
+        """Those of all tasks seen that answer at test, in the order of the stream's columns."""
+        return self.stream.scenario.open_heads(self.heads)
 
     def images(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 images (n, C, H, W) of an index (n,), and their columns within the head (n,)."""

@@ -9,12 +9,15 @@ sample (the gradient summed over tokens *before* squaring, so the answer does no
 
 Per batch of the training size (squares of sums: they depend on the batch size, and are here to imitate others):
 
-* ``batchmean``: mean over batches of (d mean CE)^2 with the true labels (Avalanche; CoFiMA).
-* ``argmax_batch``: sum of (d mean CE)^2 * batch size / samples, with predicted labels (as BECAME-style code has it).
+* ``batchmean``: mean over batches of (d mean CE)^2 with the true labels (Avalanche).
+* ``batchmean_seen``: the same as CoFiMA's authors ran it (IemProg/CoFiMA): all heads seen under one softmax, all images
+  of the task once, in a random order and in their training views.
+* ``argmax_batch``: sum of (d mean CE)^2 * batch size / samples, with predicted labels (BECAME).
 * ``sqrtp_batch``: sum of (d sum_{n,c} sqrt(p_c) log p_c)^2 / samples, sqrt(p) held fixed (FusionBench).
 
-Evaluation mode always (the references that run in training mode differ by dropout), float32, no perturbation, no
-autocast; logits divided by the training temperature, as in the loss.
+Evaluation mode always (the references that run in training mode, CoFiMA and BECAME, differ by dropout and by batch
+normalisation, where a model has any), float32, no perturbation, no autocast; logits divided by the training
+temperature, as in the loss.
 """
 
 from __future__ import annotations
@@ -26,18 +29,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import nll_loss
+from torch.nn.functional import cross_entropy, nll_loss
 
 from bench.common.seeds import torch_rng
+from bench.method.tools.fisher_kinds import LABELLED
 from bench.method.weights import Layout, Weights
 from bench.model.backbone import Backbone
-from bench.model.heads import Head
+from bench.model.heads import Head, concatenate
 from bench.statistics.base import Place, Statistic
 from bench.statistics.named import Named, check_covers, laid_out
 
 PER_SAMPLE = ("empirical", "exact", "mammoth")
-KINDS = (*PER_SAMPLE, "batchmean", "argmax_batch", "sqrtp_batch")
-LABELLED = frozenset({"empirical", "mammoth", "batchmean"})  #: kinds that read labels
+OF_IMAGES = (*PER_SAMPLE, "batchmean", "argmax_batch", "sqrtp_batch")  #: of given images and the current head
+SEEN = "batchmean_seen"
+KINDS = (*OF_IMAGES, SEEN)
 PASS_IMAGES = 256  #: images a forward and backward pass
 HELD = 2**19  #: per-sample gradient entries held at once, in numbers (2 MB: they are made, squared and summed in cache)
 
@@ -57,10 +62,15 @@ class Fisher(Statistic[Weights]):
         train = place.protocol.train
         batch = [] if place.kind in PER_SAMPLE[:2] else [train.batch]
         data = [place.task.content, len(place.task.train), place.kind, place.samples, place.run_seed]
+        if place.kind == SEEN:
+            head, augment = concatenate(place.open_heads), place.protocol.augment.model_dump(mode="json")
+            return [head.digest(), *data, train.temperature, *batch, augment]
         return [place.head.digest(), *data, train.temperature, *batch]
 
     def compute(self, place: Place) -> Weights:
-        """Over a sample that is as even over classes as it can be."""
+        """Over a sample that is as even over classes as it can be; over all images for ``batchmean_seen``."""
+        if place.kind == SEEN:
+            return _of_training_views(place)
         rng = torch_rng("fisher", place.run_seed, place.task.content)
         index = balanced_sample(place.task.train, place.stream.train_columns, place.samples, rng)
         train = place.protocol.train
@@ -133,8 +143,8 @@ def diagonal_fisher(
     Raises:
         ValueError: an unknown kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown Fisher kind {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in OF_IMAGES:
+        raise ValueError(f"unknown Fisher kind {kind!r}; known: {', '.join(OF_IMAGES)}")
     if kind not in PER_SAMPLE:
         return _batch_squares(backbone, weights, head, x, y, kind, temperature, batch)
     modules = dict(backbone.module.named_modules())
@@ -172,6 +182,22 @@ def diagonal_fisher(
                     total[name] += squares
     divisor = math.ceil(len(x) / batch) * batch if kind == "mammoth" else len(x)
     return Weights(torch.cat([total[n].reshape(-1) for n in shapes]).to(weights.vector) / divisor, weights.layout)
+
+
+def _of_training_views(place: Place) -> Weights:
+    """Mean over batches of (d mean CE)^2: see the module's docstring."""
+    train, index, columns = place.protocol.train, place.task.train, place.stream.train_columns
+    named = (place.run_seed, place.task.content)
+    order = torch.randperm(len(index), generator=torch_rng("fisher", *named)).to(index.device)
+    batches = index[order].split(train.batch)
+    head, total = concatenate(place.open_heads), torch.zeros_like(place.at.vector)
+    for step, batch in enumerate(batches):
+        pixels = place.backbone.transform.augmented(place.stream.train_images[batch], "fisher", *named, step)
+        with torch.enable_grad():
+            point = place.at.map(lambda v: v.detach().clone().requires_grad_())
+            loss = cross_entropy(head(place.backbone.forward(point, pixels)) / train.temperature, columns[batch])
+        total += torch.autograd.grad(loss, point.vector)[0].square()
+    return Weights(total / len(batches), place.at.layout)
 
 
 def _batch_squares(

@@ -100,6 +100,13 @@ def test_a_fisher_at_merged_weights_that_is_not_there_is_named() -> None:
         merge_recorded(rule("became"), models.theta_0, models.thetas, models.fishers)
 
 
+def test_the_authors_fisher_is_of_predicted_labels_in_batches_and_reads_no_labels() -> None:
+    authors, ours = REGISTRY.resolve("became_ref"), REGISTRY.resolve("became_noproj")
+    assert authors.build()[1].needs == ("fisher:argmax_batch", "fisher:argmax_batch@elsewhere")
+    assert authors.rule_options["gamma"] == 1.0
+    assert (authors.describe()["data"]["merging"], ours.describe()["data"]["merging"]) == ("unlabelled", "labelled")
+
+
 def test_without_projection_it_has_not_the_papers_name_and_carries_one_vector() -> None:
     method = REGISTRY.resolve("became_noproj")
     assert (method.status, method.start, "became" in REGISTRY.methods) == ("variant", "merged", False)

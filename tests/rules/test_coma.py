@@ -102,20 +102,20 @@ def test_fishers_that_are_0_on_one_side_are_decided_by_the_other() -> None:
 
 def test_the_authors_fisher_is_of_batches_and_cut_off() -> None:
     models = Models.draw(2)
-    assert REGISTRY.resolve("cofima_ref").rule_options == {"alpha": 0.4, "estimator": "cofima"}
+    assert REGISTRY.resolve("cofima_ref").rule_options == {"alpha": 0.5, "estimator": "batchmean_seen"}
 
     def served(fishers: list[Weights], kind: str, estimator: str) -> Weights:
         stream = (Recording(w, {f"fisher:{kind}": F}) for w, F in zip(models.thetas, fishers, strict=True))
         return list(merge_stream(rule("cofima", estimator=estimator), models.theta_0, stream, "merged"))[-1].served
 
     large = [F + 1.0 for F in models.fishers]
-    assert close(served(large, "batchmean", "cofima"), chain(rule("coma"), models)[-1])
+    assert close(served(large, "batchmean_seen", "batchmean_seen"), chain(rule("coma"), models)[-1])
     cut = [F.map(lambda v: v.clamp(max=1e-4)) for F in models.fishers]
-    some = served([F * 1e-4 for F in models.fishers], "batchmean", "cofima")
+    some = served([F * 1e-4 for F in models.fishers], "batchmean_seen", "batchmean_seen")
     assert close(
         some, served([(F * 1e-4).map(lambda v: v.clamp(max=1e-4)) for F in models.fishers], "empirical", "empirical")
     )
-    assert close(served(models.fishers, "batchmean", "cofima"), served(cut, "empirical", "empirical"))
+    assert close(served(models.fishers, "batchmean_seen", "batchmean_seen"), served(cut, "empirical", "empirical"))
 
 
 @pytest.mark.parametrize(("key", "vectors"), [("coma", 0), ("cofima", 1)])

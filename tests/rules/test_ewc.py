@@ -105,6 +105,18 @@ def test_online_ewc_and_its_gradient_vanish_at_the_anchor(seed: int, upto: int) 
     assert float(ewc.penalty(models.thetas[upto - 1] + 0.01)) > 0
 
 
+def test_ewcs_fisher_is_of_the_kind_that_is_asked_for_and_of_labels_by_default() -> None:
+    models = Models.draw(3)
+    zero, statistics = models.theta_0, {"fisher:empirical": models.fishers[0], "fisher:exact": models.fishers[1]}
+    task = RecordedTask(1, zero, zero, zero, models.thetas[0], {}, statistics)
+    for options, F in (({}, 0), ({"kind": "empirical"}, 0), ({"kind": "exact"}, 1)):
+        ewc = trainer("ewc", lam=1.0, **options)
+        ewc.begin(models.theta_0)
+        ewc.learnt(task)
+        assert ewc.S.digest() == models.fishers[F].digest()
+        assert ewc.needs == (f"fisher:{options.get('kind', 'empirical')}",)
+
+
 def test_ewcs_memory_is_two_vectors_and_survives_a_file(tmp_path: Path) -> None:
     models = Models.draw(2)
     for form in ("separate", "online"):

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.method import START
 from bench.method.carried import nbytes
 from bench.method.recorded import merge_recorded
 from bench.method.weights import Weights
-from bench.statistics.fisher import KINDS
+from bench.statistics.fisher import KINDS, STATISTIC
 from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, noise, property_test, rule, seeds
 
 
@@ -135,11 +136,66 @@ def test_it_is_the_free_minimum_that_pms_line_search_cannot_beat(seed: int) -> N
     assert all(Q(best) <= Q(best + noise(seed + i, 0.01)) for i in range(5))
 
 
-def test_kinds_presets_and_what_it_carries() -> None:
-    kinds = typing.get_args(typing.get_type_hints(REGISTRY.rules["fisher"])["kind"])
-    assert sorted(kinds) == sorted(KINDS)
+# ---- as the authors have it ----------------------------------------------------------------------------------------
+def authors(models: Models, target: int = 0) -> torch.Tensor:
+    """Fisher over its norm; the target's floored before, and not in the norm."""
+    top = bottom = torch.zeros_like(models.theta_0.vector)
+    for i, (theta, F) in enumerate(zip(models.thetas, models.fishers, strict=True)):
+        diagonal = torch.tensor([max(v, 1e-6) if i == target else v for v in F.vector.tolist()], dtype=torch.float64)
+        diagonal = diagonal / sum(v * v for v in F.vector.tolist()) ** 0.5
+        top, bottom = top + diagonal * theta.vector, bottom + diagonal
+    return top / bottom
+
+
+@property_test
+@given(seeds, st.floats(-8, 2))
+def test_the_authors_merge_is_its_equation_with_the_first_task_as_target(seed: int, exponent: float) -> None:
+    models = Models.draw(seed)
+    models.fishers = [F * 10**exponent for F in models.fishers]
+    for t, served in enumerate(chain(rule("fisher", normalize="l2"), models), 1):
+        seen = Models(models.theta_0, models.thetas[:t], models.fishers[:t])
+        torch.testing.assert_close(served.vector, authors(seen), rtol=1e-9, atol=1e-9)
+
+
+def test_entries_that_nobody_knows_go_to_the_first_task_and_the_others_do_not() -> None:
+    models = Models.draw(5)
+    models.fishers = [F.map(lambda v: torch.cat([v[:10], v[10:20] * 0, v[20:]])) for F in models.fishers]
+    served = last(models, normalize="l2").vector
+    torch.testing.assert_close(served[10:20], models.thetas[0].vector[10:20])
+    assert float((served - models.thetas[0].vector)[20:].abs().min()) > 0
+    flat = replace(models, fishers=[models.theta_0.zeros()] * 4)
+    assert close(last(flat, normalize="l2"), models.thetas[0])
+    late = replace(models, fishers=[models.theta_0.zeros(), *models.fishers[1:]])
+    assert close(chain(rule("fisher", normalize="l2"), late)[0], models.thetas[0])
+
+
+def test_a_tasks_factor_cancels_under_the_norm_unless_the_floor_bites() -> None:
+    models = Models.draw(6)
+    models.fishers = [F + 1e-3 for F in models.fishers]
+    louder = replace(models, fishers=[F * 10**i for i, F in enumerate(models.fishers)])
+    assert close(last(louder, normalize="l2"), last(models, normalize="l2"), 1e-10)
+    assert not close(last(louder), last(models), 1e-2)
+
+
+def test_what_the_names_stand_for_at_every_start_and_under_every_trainer() -> None:
+    for start in START:
+        for spelling in (f"fisher@{start}", f"plain+fisher@{start}", f"perturb+fisher@{start}"):
+            options = REGISTRY.resolve(spelling).rule_options
+            assert (options["kind"], options["normalize"]) == ("exact", "l2")
+        options = REGISTRY.resolve(f"fisher_empirical@{start}").rule_options
+        assert (options["kind"], options["normalize"], options["eps"]) == ("empirical", "none", 1e-6)
     named = REGISTRY.resolve("fisher_fb").rule_options
     assert (named["kind"], named["normalize"]) == ("sqrtp_batch", "fusionbench")
+
+
+def test_kinds_what_they_read_and_what_it_carries() -> None:
+    kinds = typing.get_args(typing.get_type_hints(REGISTRY.rules["fisher"])["kind"])
+    assert sorted(kinds) == sorted(KINDS)
+    for kind in kinds:
+        labels = STATISTIC.reads(kind) == "labels"
+        assert rule("fisher", kind=kind).reads == ("labelled" if labels else "unlabelled")
+    assert REGISTRY.resolve("fisher").describe()["data"]["merging"] == "unlabelled"
+    assert REGISTRY.resolve("fisher_empirical").describe()["data"]["merging"] == "labelled"
     for T in (1, 4):
         models, kept = Models.draw(0, T), rule("fisher")
         chain(kept, models)

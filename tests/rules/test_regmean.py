@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from bench.common.errors import UserError
 from bench.data.stream import Stream
-from bench.method import Gram
+from bench.method import START, Gram
 from bench.method.recorded import Recording, merge_stream
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.statistics.gram import gram
-from tests.helpers.toy import Golden, Models, chain, close, property_test, rule, seeds
+from tests.helpers.toy import REGISTRY, Golden, Models, chain, close, property_test, rule, seeds
 
 LAYERS = ("a", "b")
 
@@ -68,6 +68,12 @@ def test_the_gradient_of_the_least_squares_is_zero_and_other_tensors_are_average
                  for i, theta in enumerate(models.thetas)]  # fmt: skip
         assert float(sum(pulls).norm()) < 1e-10 * float(pulls[0].norm())  # type: ignore[union-attr]
     torch.testing.assert_close(got["c"], torch.stack([w.tensors()["c"] for w in models.thetas]).mean(0))
+
+
+def test_regmean_has_the_authors_factor_at_every_start_and_regmean_fb_fusionbenchs() -> None:
+    for start in START:
+        for spelling, a in (("regmean", 0.1), ("plain+regmean", 0.1), ("perturb+regmean", 0.1), ("regmean_fb", 0.95)):
+            assert REGISTRY.resolve(f"{spelling}@{start}").rule_options["a"] == a
 
 
 def test_no_off_diagonals_weigh_each_input_on_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from bench.common.cache import Store
 from bench.common.errors import UserError
-from bench.config.schema import ProtocolConfig
+from bench.common.seeds import torch_rng
+from bench.config.schema import AugmentConfig, ProtocolConfig
 from bench.data.stream import Stream
+from bench.data.transforms import Transform
 from bench.method import Gram, Rule, Task, Trainer
 from bench.method.recorded import RecordedTask, Recording, merge_recorded, merge_stream
 from bench.method.weights import Weights
@@ -146,7 +149,8 @@ def test_kinds_of_fisher_need_labels_only_where_they_read_them(task: LiveTask, k
 def test_a_kept_fisher_knows_its_batch_where_that_matters(
     task: LiveTask, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = Calls(monkeypatch, fisher_module, "diagonal_fisher")
+    seen = kind == fisher_module.SEEN
+    calls = Calls(monkeypatch, fisher_module, "_of_training_views" if seen else "diagonal_fisher")
     first = task.fisher(kind)
     assert task.fisher(kind).digest() == first.digest()
     assert len(calls) == 1
@@ -155,7 +159,39 @@ def test_a_kept_fisher_knows_its_batch_where_that_matters(
     same = other.fisher(kind).digest() == first.digest()
     assert same == (kind in ("empirical", "exact"))
     assert len(calls) == (1 if same else 2)
-    assert calls.given[-1][-1] == (64 if same else 7)
+    assert seen or calls.given[-1][-1] == (64 if same else 7)
+
+
+def test_the_fisher_of_all_heads_seen_is_its_loop_over_training_views(task: LiveTask) -> None:
+    """Every image once, all heads' columns in one softmax, squares of the batches' mean gradients."""
+    stream, backbone, train = task.stream, task.backbone, task.protocol.train
+    index = task.current.train
+    order = torch.randperm(len(index), generator=torch_rng("fisher", task.run_seed, task.current.content))
+    batches, total = index[order].split(train.batch), task.trained.zeros().vector.double()
+    assert len(batches[-1]) < train.batch  # it counts as much as a full one
+    for batch in batches:
+        point = task.trained.map(lambda v: v.detach().clone().requires_grad_())
+        features = backbone.features(point, stream.train_images[batch])  # this protocol shows the test view in training
+        logits = torch.cat([features @ head.weight.T + head.bias for head in task.heads], dim=1) / train.temperature
+        losses = torch.logsumexp(logits, 1) - logits[torch.arange(len(batch)), stream.train_columns[batch]]
+        total += torch.autograd.grad(losses.mean(), point.vector)[0].double().square()
+    got = task.fisher("batchmean_seen")
+    assert (got.vector - total / len(batches)).norm() < 1e-5 * got.norm()
+
+
+def test_the_fisher_of_all_heads_seen_knows_the_heads_and_the_views_and_the_others_the_own_head_alone(
+    task: LiveTask,
+) -> None:
+    other = replace(task, heads=[new_head(5, task.backbone.dim, 0.1, "cpu", 7), task.heads[-1]])
+    assert other.fisher("batchmean").digest() == task.fisher("batchmean").digest()
+    assert other.fisher("batchmean_seen").digest() != task.fisher("batchmean_seen").digest()
+    flipped = AugmentConfig(flip=True)
+    protocol = task.protocol.model_copy(update={"augment": flipped})
+    backbone = copy(task.backbone)
+    backbone.transform = Transform(backbone.transform.image, flipped)
+    views = replace(task, protocol=protocol, backbone=backbone)
+    assert views.fisher("batchmean").digest() == task.fisher("batchmean").digest()
+    assert views.fisher("batchmean_seen").digest() != task.fisher("batchmean_seen").digest()
 
 
 def test_an_unknown_kind_is_an_error_and_nothing_is_kept(task: LiveTask) -> None:

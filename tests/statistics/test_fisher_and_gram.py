@@ -20,7 +20,7 @@ from bench.model.heads import Head, new_head
 from bench.run.live_task import LiveTask
 from bench.statistics import fisher as module
 from bench.statistics import gram as gram_module
-from bench.statistics.fisher import KINDS, LABELLED, balanced_sample, diagonal_fisher
+from bench.statistics.fisher import LABELLED, OF_IMAGES, balanced_sample, diagonal_fisher
 from bench.statistics.gram import gram
 
 HEAD = new_head(5, 64, 0.1, "cpu", 0)
@@ -101,7 +101,7 @@ def test_empirical_and_exact_and_the_squared_mean_gradient_are_three_things(
     backbone: Backbone, point: Weights, sample: tuple[Tensor, Tensor]
 ) -> None:
     x, y = sample
-    empirical, exact = (diagonal_fisher(backbone, point, HEAD, x, y, kind) for kind in module.KINDS[:2])
+    empirical, exact = (diagonal_fisher(backbone, point, HEAD, x, y, kind) for kind in module.PER_SAMPLE[:2])
     vector = point.vector.detach().clone().requires_grad_()
     nn.functional.cross_entropy(HEAD(backbone.features(Weights(vector, point.layout), x)), y).backward()
     assert vector.grad is not None
@@ -137,7 +137,7 @@ def naive_of_others(
     return Weights(total.float(), at.layout)
 
 
-OF_OTHERS = KINDS[2:]
+OF_OTHERS = OF_IMAGES[2:]
 
 
 @pytest.mark.parametrize(("batch", "temperature"), [(8, 1.0), (5, 2.0), (64, 1.0)])
@@ -191,7 +191,7 @@ def test_kinds_that_square_batch_gradients_depend_on_the_batch_and_are_per_sampl
     assert error(argmax, empirical) > 0.1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_IMAGES)
 def test_labels_matter_to_the_kinds_that_say_so_alone(
     backbone: Backbone, point: Weights, sample: tuple[Tensor, Tensor], kind: str
 ) -> None:
@@ -257,7 +257,7 @@ def test_repeats_are_bit_equal(backbone: Backbone, point: Weights, sample: tuple
 
 
 # ---- what it must leave alone --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", [*KINDS, "gram"])
+@pytest.mark.parametrize("kind", [*OF_IMAGES, "gram"])
 def test_nothing_is_changed(
     full_backbone: Backbone, sample: tuple[Tensor, Tensor], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
