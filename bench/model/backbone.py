@@ -7,6 +7,7 @@ base is just a new W_start. What may change, and by what means, is the matter of
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,26 @@ from bench.data.transforms import Transform
 from bench.method.weights import Weights
 from bench.model.adapters import Adapter, adapter_of
 from bench.model.pretrained_files import find_weights, shapes
+from bench.model.probe import feature_size, kept_tensors
 from bench.model.split_qkv import SplitQKV, split_fused_qkv
+
+META = "meta"  #: torch's device for shapes without values
+
+
+def check_model(protocol: ProtocolConfig, image: ImageConfig) -> None:
+    """Build the backbone without its weights, so that what cannot be used or adapted is told before anything runs.
+
+    Without any values where that works: some models compute with them as they are built or called.
+
+    Raises:
+        UserError: as :class:`Backbone` does, but for its file of weights.
+    """
+    plain = protocol.backbone.model_copy(update={"weights": None, "sha256": None, "pretrained": False})
+    protocol = protocol.model_copy(update={"backbone": plain})
+    try:
+        Backbone(protocol, image, META)
+    except UserError:
+        Backbone(protocol, image)
 
 
 def _timm_model(protocol: ProtocolConfig, file: Path | None, known: Any) -> Any:
@@ -46,6 +66,10 @@ def _timm_model(protocol: ProtocolConfig, file: Path | None, known: Any) -> Any:
         )
     except TypeError as error:
         raise UserError(f"protocol {protocol.key}: backbone.options: {error}") from None
+    except (AssertionError, ValueError, IndexError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {textwrap.shorten(str(error), 100)}"
+        place = f"options: {config.model} cannot be built" if file is None else f"weights: timm cannot read {file}"
+        raise UserError(f"protocol {protocol.key}: backbone.{place} ({why})") from None
     except RuntimeError as error:
         why = (str(error).splitlines() * 2)[1].strip()  # torch names the mismatch in its second line
         raise UserError(
@@ -58,34 +82,11 @@ def _timm_model(protocol: ProtocolConfig, file: Path | None, known: Any) -> Any:
     return module
 
 
-def _feature_size(module: nn.Module, image: ImageConfig, where: str) -> int:
-    """D as the model gives it, for one black image: what a model says of itself (``num_features``) leaves out a head's
-    hidden layer.
-
-    Raises:
-        UserError: it does not take such images, or gives something else than a vector an image.
-    """
-    parameter = next(module.parameters())
-    try:
-        with torch.inference_mode():
-            features = module(parameter.new_zeros(1, image.channels, image.size, image.size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"{where} does not take images of {image.channels}x{image.size}x{image.size}: {why}") from None
-    if not isinstance(features, Tensor) or features.dim() != 2:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
-        raise UserError(f"{where} gives {shape} for an image, not a vector; pool its features (backbone.options)")
-    return int(features.shape[1])
-
-
-def check_model(protocol: ProtocolConfig, image: ImageConfig) -> None:
-    """Build the backbone with random weights, so that what cannot be adapted is told before anything runs.
-
-    Raises:
-        UserError: as :class:`Backbone` does, but for its file of weights.
-    """
-    plain = protocol.backbone.model_copy(update={"weights": None, "sha256": None, "pretrained": False})
-    Backbone(protocol.model_copy(update={"backbone": plain}), image)
+def _other_names(module: nn.Module) -> dict[str, str]:
+    """Further names of parameters that a model uses in several places (CoaT), and the first name of each."""
+    first = {parameter: name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[parameter] for name, parameter in every if name != first[parameter]}
 
 
 def _names(one_or_more: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ class Backbone:
 
     Attributes:
         pretrained: theta_0, the adapted weights as the checkpoint has them.
-        dim: D, the size of a feature vector.
+        dim: D, the size of a feature vector, measured.
         transform: from a dataset's images to what the model takes, at test and in training.
         classifiers: how names of the model's own classifier begin, which checkpoints may hold and we do not use. With
             ``options.num_classes`` its output is the feature: CLIP's projection into the space of its text rows.
@@ -109,8 +110,8 @@ class Backbone:
         if not (timm.is_model_pretrained if "." in config.model else timm.is_model)(config.model):
             models = timm.list_models() + timm.list_pretrained()
             raise unknown("timm model", config.model, models, f"protocol {protocol.key}: backbone.model")
-        known, file = timm.get_pretrained_cfg(config.model), find_weights(protocol)
-        with torch.random.fork_rng(devices=[]):
+        known, file = timm.get_pretrained_cfg(config.model), None if device == META else find_weights(protocol)
+        with torch.random.fork_rng(devices=[]), torch.device(META if device == META else "cpu"):
             torch.manual_seed(derive("backbone", seed))  # only seen where there is no checkpoint
             module = _timm_model(protocol, file, known)
         used = bool(config.options.get("num_classes"))
@@ -118,7 +119,9 @@ class Backbone:
         split_fused_qkv(module)
         self.module: nn.Module = module.eval().requires_grad_(False).to(device)
         self.config, self.device = protocol, device
-        self.dim = _feature_size(self.module, image, f"protocol {protocol.key}: backbone.model: {config.model}")
+        self.dim = feature_size(module, image, device, f"protocol {protocol.key}: backbone.model: {config.model}")
+        self._kept = kept_tensors(module)
+        self._shared = _other_names(module)
         self.transform = Transform(image, protocol.augment, device)
         self._adapter = adapter_of(protocol.adapter)
         names = self._adapter.names(self.module, protocol.adapter_section, f"protocol {protocol.key}")
@@ -131,6 +134,8 @@ class Backbone:
 
     def forward(self, weights: Weights, pixels: Tensor) -> Tensor:
         """Features (b, D) of what the model takes, under the adapted weights; differentiable in both."""
+        for kept in self._kept:
+            kept.clear()  # made of other weights
         return functional_call(self.module, weights.tensors(), (pixels,))
 
     def features(self, weights: Weights, x: Tensor) -> Tensor:
@@ -138,7 +143,9 @@ class Backbone:
         return self.forward(weights, self.pixels(x))
 
     def own_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors under timm's names as this module has them: q, k and v of a fused ``qkv`` apart."""
+        """Tensors under timm's names as this module has them: q, k and v of a fused ``qkv`` apart, one that has several
+        names under the first.
+        """
         split = {name for name, module in self.module.named_modules() if isinstance(module, SplitQKV)}
         own: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
@@ -147,11 +154,13 @@ class Backbone:
                 own |= {f"{owner}.{part}.{kind}": x for part, x in zip("qkv", tensor.chunk(3), strict=True)}
             else:
                 own[name] = tensor
-        return own
+        firsts = {self._shared[name]: tensor for name, tensor in own.items() if name in self._shared}
+        return firsts | {name: tensor for name, tensor in own.items() if name not in self._shared}
 
     def export(self, weights: Weights) -> dict[str, Tensor]:
         """The whole model under ``weights`` with timm's names, as the timm model's ``load_state_dict`` takes it."""
         state = {**self.module.state_dict(), **weights.export()}
+        state |= {name: state[first] for name, first in self._shared.items()}
         split = [name for name, module in self.module.named_modules() if isinstance(module, SplitQKV)]
         for owner in split:
             for kind in ("weight", "bias"):

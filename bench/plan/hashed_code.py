@@ -8,9 +8,9 @@ from __future__ import annotations
 
 TRAINING_CODE = (
     "run/train.py", "run/live_step.py", "model/adapters/adapter.py", "model/adapters/frozen.py", "model/split_qkv.py",
-    "model/backbone.py", "model/heads.py", "model/class_rows.py", "data/stream.py", "data/scenario.py",
-    "data/class_order.py", "method/weights.py", "method/api.py", "method/step.py", "common/seeds.py", "data/images.py",
-    "data/transforms.py", "data/autoaugment.py",
+    "model/backbone.py", "model/probe.py", "model/heads.py", "model/class_rows.py", "data/stream.py",
+    "data/scenario.py", "data/class_order.py", "method/weights.py", "method/api.py", "method/step.py",
+    "common/seeds.py", "data/images.py", "data/transforms.py", "data/autoaugment.py",
 )  # fmt: skip
 
 MERGING_CODE = (
@@ -33,6 +33,7 @@ NO_NUMBERS = {
     "common/strict_json.py": "how a record is written",
     "config/": "its results, the resolved configuration, are in names and keys",
     "data/dataset.py": "its results, the prepared arrays, are in keys by their digest",
+    "data/download/": "fetches files, which are in names and keys by their content",
     "data/prepare/": "its results, the prepared arrays, are in keys by their digest",
     "data/readers/": "its results, the prepared arrays, are in keys by their digest",
     "method/protect.py": "compares, and changes nothing",

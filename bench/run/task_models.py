@@ -231,9 +231,9 @@ def given_model(cell: ReplayCell, backbone: Backbone, t: int) -> Learnt:
     """theta*_t and its head, from the folder."""
     file, classes = cell.source.path / f"head_{t}.safetensors", cell.classes_of(t)
     told = _tensors(file)
-    if set(told) - {"normalise"} != {"weight", "bias"} or tuple(told["weight"].shape) != (classes, backbone.dim):
-        shape = {name: tuple(x.shape) for name, x in told.items()}
-        raise UserError(f"{file}: holds {shape}; a head is weight ({classes}, {backbone.dim}) and bias ({classes},)")
+    shapes = {name: tuple(x.shape) for name, x in told.items()}
+    if shapes | {"normalise": ()} != {"weight": (classes, backbone.dim), "bias": (classes,), "normalise": ()}:
+        raise UserError(f"{file}: holds {shapes}; a head is weight ({classes}, {backbone.dim}) and bias ({classes},)")
     _check_finite(told, str(file))
     head = Head.of({name: x.float() for name, x in told.items()}, backbone.device)
     return Learnt(_adapted(backbone, _of_task(cell, t)), [head], 0, 0.0, {"loss": {}, "grad_norm": {}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -92,7 +93,7 @@ def _projections(module: nn.Module, targets: Iterable[str], where: str) -> Itera
     if not fused:
         raise UserError(
             f"{where}.targets: {type(module).__name__} has no fused qkv layer whose parts could be adapted; name "
-            f"Linear or Conv2d modules ({section}.modules) or use adapter: full"
+            f"Linear or Conv2d modules, for example {section}.modules: {common_layers(module)}, or use adapter: full"
         )
     for name, layer in module.named_modules():
         if name.endswith(".qkv") and isinstance(layer, nn.Linear):
@@ -106,6 +107,24 @@ def _projections(module: nn.Module, targets: Iterable[str], where: str) -> Itera
                 f"{', '.join(targets)} alone cannot be adapted; use {section}.targets=[q,k,v] or {section}.modules"
             )
         yield from (f"{name}.{target}.weight" for target in targets)
+
+
+def common_layers(module: nn.Module) -> str:
+    """A pattern that :func:`_matching` takes: of keys and values, else of the most frequent name of Linears, else of
+    ungrouped convolutions. For models of convolutions and few Linears these are what there is most of.
+    """
+    parts = {part for layer in module.modules() if isinstance(layer, SplitQKV) for part in layer.children()}
+    layers = [(name.rpartition(".")[2], layer) for name, layer in module.named_modules() if layer not in parts]
+    other = {last for last, layer in layers if not isinstance(layer, nn.Linear | nn.Conv2d)}
+    for kind in (nn.Linear, nn.Conv2d):
+        found = Counter(last for last, layer in layers if isinstance(layer, kind) and getattr(layer, "groups", 1) == 1)
+        names = [last for last, _ in found.most_common() if last not in other]
+        for pair in (("k_proj", "v_proj"), ("k", "v")):
+            if set(pair) <= set(names):
+                return rf".*\.({'|'.join(pair)})"
+        if names and found[names[0]] > 2:
+            return rf".*\.{'kv' if 'kv' in names else names[0]}"
+    return "|".join(re.escape(name) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
 
 
 def _matching(module: nn.Module, pattern: str, where: str) -> Iterator[str]:
