@@ -22,6 +22,7 @@ The purposes. Another spelling is another stream, so none is ever renamed:
 - ``projection``: random features of a ridge head
 - ``ridge``: the images that choose a ridge head's strength
 - ``refit``: the order of images in refitting heads, by epoch
+- ``align``: samples that heads are aligned on, and their order, by epoch
 """
 
 from __future__ import annotations

@@ -135,21 +135,46 @@ class TrainConfig(Section):
         return steps
 
 
-HeadKind = Literal["linear", "zero_shot", "ncm", "ridge", "refit"]
+HeadKind = Literal["linear", "zero_shot", "refit", "align", "ncm", "ncm_both", "lda", "ridge"]
 
 
 class HeadConfig(Section):
-    """What classifies features, see model/heads.py. ``linear`` is trained with its task and served as trained;
-    ``refit``, ``ncm`` and ``ridge`` train the same heads and fit others to the served backbone; ``zero_shot`` is never
-    trained.
+    """What classifies features, see run/classifiers/. ``linear`` is trained with its task and served as trained,
+    ``zero_shot`` is never trained; the others train the same heads as ``linear`` and fit their own to the served
+    backbone.
     """
+
+    #: which fields a kind reads beside ``init_std``; a method's spelling may set them
+    options: ClassVar[dict[HeadKind, tuple[str, ...]]] = {
+        "zero_shot": ("text",),
+        "refit": ("refit_epochs",),
+        "align": ("align_epochs", "align_samples", "align_lr", "align_temperature"),
+        "lda": ("shrinkage",),
+        "ridge": ("projection", "ridge"),
+    }
 
     kind: HeadKind = "linear"
     init_std: float = pydantic.Field(default=0.02, ge=0)
     text: str | None = None  #: zero_shot: safetensors file of class rows, beside the protocol or an absolute path
-    projection: int = pydantic.Field(default=2000, ge=1)  #: ridge: random features
+    projection: int = pydantic.Field(default=10_000, ge=1)  #: ridge: random features
     ridge: float | None = pydantic.Field(default=None, gt=0)  #: its penalty; None: chosen on a fifth of each task
     refit_epochs: int = pydantic.Field(default=5, ge=1)  #: refit: passes over the current task's features
+    align_epochs: int = pydantic.Field(default=5, ge=1)  #: align: passes over samples of all classes seen
+    align_samples: int = pydantic.Field(default=256, ge=1)  #: of each class in an epoch, and of a batch
+    align_lr: float = pydantic.Field(default=0.01, gt=0)  #: of its SGD
+    align_temperature: float = pydantic.Field(default=0.1, gt=0)  #: of its logits, after they are normalised
+    shrinkage: float = pydantic.Field(default=1e-4, gt=0, le=1)  #: lda: share of the identity in the covariance
+
+    @property
+    def unread(self) -> set[str]:
+        """Fields that are other kinds' options."""
+        return {name for names in self.options.values() for name in names} - set(self.options.get(self.kind, ()))
+
+    @property
+    def redefined(self) -> list[str]:
+        """For a cell's name, which leaves defaults out: those that were others when older records were made."""
+        default = type(self).model_fields["projection"].default
+        return [f"projection {default}"] if self.kind == "ridge" and self.projection == default else []
 
 
 class TuningConfig(Section):

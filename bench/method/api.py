@@ -144,6 +144,11 @@ class Trainer(Plugin):
     heads: ClassVar[Literal["own", "seen"]] = "own"  #: "seen": heads of earlier tasks are trained on, in one softmax
     reads_served: ClassVar[bool] = False  #: ``step.served`` is read: no other rule can use these trainings
 
+    @classmethod
+    def adapts(cls, t: int) -> bool:
+        """Whether the backbone is trained in task t, or heads only. Known before anything is run."""
+        return cls.adapt
+
     def weights(self, theta: Weights, start: Weights, rng: np.random.Generator) -> Weights:
         """Where this step's loss is taken, given theta (P,), with its graph, and where the task began."""
         return theta

@@ -1,6 +1,6 @@
 """Heads: one a task, linear and trained with it, or frozen rows of text; concatenated for evaluation, never merged.
 
-What classifies features once the weights are merged is in run/classifiers.py: these heads, or others fitted to what is
+What classifies features once the weights are merged is in run/classifiers/: these heads, or others fitted to what is
 served.
 """
 

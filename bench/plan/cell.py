@@ -24,7 +24,7 @@ from bench.method.asking import Need
 from bench.method.chain import begins
 from bench.model.class_rows import rows_digest
 from bench.model.pretrained_files import weights_digest
-from bench.plan.hashed_code import MERGING_CODE, TRAINING_CODE
+from bench.plan.hashed_code import HEAD_CODE, MERGING_CODE, TRAINING_CODE
 from bench.registry import Registry
 from bench.registry.code_hash import code_of_class, code_of_modules
 from bench.registry.resolved import Method
@@ -94,6 +94,7 @@ class Cell:
             self.run_seed,
             self.eval_split,
             *self.scenario.identity,
+            *self.protocol.head.redefined,
         )
         method = "".join(c if c.isalnum() or c in "_-" else "." for c in self.method.key)[:48]
         split = "" if self.eval_split == "test" else f"-{self.eval_split}"
@@ -226,13 +227,15 @@ class Cell:
         return sorted({file for key in keys for file in code_files(key)})
 
     def code(self) -> dict[str, str]:
-        """Hashes of the code that training, and that merging and evaluation, run through."""
+        """Hashes of the code that training, that merging and evaluation, and that fitting a head run through."""
         adapter = f"model/adapters/{self.protocol.adapter}.py"
+        head = HEAD_CODE.get(self.protocol.head.kind)  # apart from the others: a training does not depend on it
         return {
             "train": key_of(code_of_modules(*TRAINING_CODE, adapter), code_of_class(self.method.trainer))[:16],
             "method": key_of(
                 code_of_modules(*self.merging_code, *self._statistics_code()), code_of_class(self.method.rule)
             )[:16],
+            **({"head": key_of(code_of_modules(head))[:16]} if head else {}),
         }
 
     @cached_property
@@ -249,7 +252,7 @@ class Cell:
         """
         code, protocol, options = self.code(), self.protocol, self.protocol.adapter_section
         trainer = self.method.identity()["trainer"]
-        # linear, ncm, ridge and refit train the same heads
+        # all kinds but this one train the same heads
         zero_shot = protocol.head.kind == "zero_shot"
         base = [
             FORMAT,
@@ -282,6 +285,7 @@ class Cell:
                 # Old heads come from the training before, a teacher from all that was served before.
                 *([["heads", parent]] if learner.heads == "seen" and t > 1 else []),
                 *([["served", served]] if learner.reads_served and t > 1 else []),
+                *(["heads only"] if learner.adapt and not learner.adapts(t) else []),
             )
             parent = keys[t]
             rule = self.method.identity()["rule"]

@@ -1,10 +1,12 @@
 """Which files of the harness a cell's numbers come from: their hashes say whether a record is stale.
 
-A test walks all that ``run/cell.py`` imports: each file is in one of these lists. Statistics and adapters count for the
-cells that use them.
+A test walks all that ``run/cell.py`` imports: each file is in one of these lists. Statistics, adapters and heads count
+for the cells that use them.
 """
 
 from __future__ import annotations
+
+from bench.config.schema import HeadKind
 
 TRAINING_CODE = (
     "run/train.py", "run/live_step.py", "model/adapters/adapter.py", "model/adapters/frozen.py", "model/split_qkv.py",
@@ -15,8 +17,17 @@ TRAINING_CODE = (
 
 MERGING_CODE = (
     "run/cell.py", "run/workbench.py", "run/task_models.py", "run/live_task.py", "run/evaluate.py",
-    "run/classifiers.py", "method/chain.py", "method/asking.py", "method/carried.py",
+    "run/classifiers/serving.py", "method/chain.py", "method/asking.py", "method/carried.py",
 )  # fmt: skip
+
+HEAD_CODE: dict[HeadKind, str] = {
+    "refit": "run/classifiers/refit.py",
+    "align": "run/classifiers/align.py",
+    "ncm": "run/classifiers/ncm.py",
+    "ncm_both": "run/classifiers/ncm.py",
+    "lda": "run/classifiers/lda.py",
+    "ridge": "run/classifiers/ridge.py",
+}  #: of cells that are served by a fitted head
 
 REPLAY_CODE = (
     "plan/replayed.py",
@@ -44,6 +55,7 @@ NO_NUMBERS = {
     "plan/hashed_code.py": "these lists",
     "records/": "reads and describes what was counted",
     "registry/": "its results, the resolved method, are in names and keys",
+    "run/classifiers/kinds.py": "finds the class of a kind, whose file counts for the cells that use it",
     "run/keep_weights.py": "writes what was made",
     "run/resume.py": "writes and reads what was made, bit for bit",
     "run/write_record.py": "writes what was counted",

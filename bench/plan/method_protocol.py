@@ -68,7 +68,7 @@ def for_method(
     }
     if options:
         method = registry.resolve(spelling, tuned, start, where, trainer, options)
-    head = {"head": {"kind": method.head}} if method.head else {}
+    head = {"head": {"kind": method.head, **method.head_options}} if method.head else {}
     data = merged(merged(protocol.model_dump(), changes), head)
     data["per_method"] = {entry: protocol.per_method[entry]} if entry else {}
     return MethodProtocol(method, protocol_of(data, where), entry)
@@ -86,7 +86,10 @@ def _names_of(
 ) -> Iterator[str]:
     """Under which names a method's entry is looked up; a head does not change how it is trained."""
     yield method.key
-    headless = dataclasses.replace(parse(spelling), head=None)
+    written = parse(spelling)
+    of_head = {f"head.{name}" for name in method.head_options} | dict(method.printed_head()).keys()
+    options = {name: value for name, value in written.options.items() if name not in of_head}
+    headless = dataclasses.replace(written, head=None, options=options)
     yield registry.resolve(spell(headless), tuned, start, trainer=trainer).key
     if headless.trainer is None and headless.name in registry.methods:
         named = registry.resolve(spell(dataclasses.replace(headless, start=None)), tuned)

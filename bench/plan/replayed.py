@@ -235,7 +235,7 @@ def replay_cell(request: dict[str, Any], registry: Registry, folders: list[Path]
     wanted = method.build()[1].record
     if wanted:
         raise UserError(f"methods: {method.rule.key!r} needs {', '.join(wanted)} of training, which a folder has not")
-    heads = ("linear",) if method.rule.experts else ("linear", "ncm", "ridge")
+    heads = ("linear",) if method.rule.experts else ("linear", "align", "ncm", "ncm_both", "lda", "ridge")
     if method.head not in (None, *heads):
         raise UserError(
             f"methods: {method.key!r}: replayed models take no head {method.head!r}; use {' or '.join(heads)}"

@@ -129,9 +129,10 @@ def _difference(record: Record, cell: Cell) -> str:
     method, told = record.get("method") or {}, cell.method.describe()
     pairs = [("protocol", record.get("protocol") or {}, cell.protocol_told())]
     pairs += [("method", {part: method.get(part) or {}}, {part: told[part]}) for part in ("trainer", "rule")]
+    unread = {f"head.{name}" for name in cell.protocol.head.unread}  # whose default may have changed since
     for what, then, now in pairs:
         old, new = (dict(flat({k: v for k, v in of.items() if k not in NO_IDENTITY})) for of in (then, now))
-        changed = [k for k in old.keys() & new.keys() - WHERE_FILES_LIE if old[k] != new[k]]
+        changed = [k for k in old.keys() & new.keys() - WHERE_FILES_LIE - unread if old[k] != new[k]]
         if changed:
             name, more = min(changed), f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             return f"its {what} has changed since: {name} was {old[name]}, is {new[name]}{more}"

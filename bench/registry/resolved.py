@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Protocol
 
@@ -37,11 +37,12 @@ class Method:
     rule_options: dict[str, Any]
     pinned: frozenset[str] = frozenset()  #: options whose default here is not the class's (its start, its protocol)
     head: HeadKind | None = None  #: stands above the protocol's; None: the protocol's
+    head_options: Mapping[str, Any] = field(default_factory=dict)  #: those that are spelled out; above the protocol's
 
     @property
     def variant(self) -> str:
         """The full spelling, options printed where they may differ from the class's default."""
-        options = ",".join(f"{name}={_spell(value)}" for name, value in self._printed())
+        options = ",".join(f"{name}={_spell(value)}" for name, value in (*self._printed(), *self.printed_head()))
         head = f"/{self.head}" if self.head else ""
         return f"{self.trainer.key}+{self.rule.key}@{self.start}{head}" + (f":{options}" if options else "")
 
@@ -53,6 +54,12 @@ class Method:
             for name, value in options.items():
                 if value != cls.options()[name].default or name in self.pinned:
                     yield (f"{side}.{name}" if name in both else name), value
+
+    def printed_head(self) -> Iterator[tuple[str, Any]]:
+        """The head's options that are spelled out."""
+        taken = self.trainer_options.keys() | self.rule_options.keys()
+        for name, value in self.head_options.items():
+            yield (f"head.{name}" if name in taken else name), value
 
     @property
     def title(self) -> str:
@@ -87,6 +94,7 @@ class Method:
             "rule": {"key": self.rule.key, **changed(self.rule, self.rule_options)},
             "start": self.start,
             **({"head": self.head} if self.head else {}),
+            **({"head_options": dict(self.head_options)} if self.head_options else {}),
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -101,6 +109,7 @@ class Method:
             "rule_options": self.rule_options,
             "pinned": sorted(self.pinned),
             "head": self.head,
+            "head_options": dict(self.head_options),
         }
 
     @classmethod
@@ -124,6 +133,7 @@ class Method:
             rule_options=check_options(plugins.rules[rule], told["rule_options"], where),
             pinned=frozenset(told["pinned"]),
             head=told["head"],
+            head_options=told["head_options"],
         )
 
     def describe(self) -> dict[str, Any]:

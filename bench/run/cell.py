@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from bench.method.protect import unchanged
 from bench.method.weights import Weights
 from bench.model.heads import concatenate
 from bench.plan.cell import Cell
-from bench.run.classifiers import Serving, serving_of
+from bench.run.classifiers import Classifier, serving_of
 from bench.run.evaluate import count, training_features
 from bench.run.keep_weights import keep_config, keep_task
 from bench.run.live_task import LiveTask
@@ -118,16 +118,21 @@ class _Run:
         self.so_far.peak_mb = max(self.so_far.peak_mb, _memory_mb())
         self.beat("evaluating", task.t)
         served, clock = self.chain.served, time.perf_counter()
+        beside = self.serving.beside(self.chain.pretrained)
         self.fit_scalars = self.serving.fit(
             self.stream.tasks[: task.t] if self.joint else [task.current],
             self.model.learnt.heads if self.joint else self.model.learnt.heads[-1:],
-            partial(training_features, self.backbone, served, self.stream, self.cell.protocol.eval_batch),
+            partial(
+                training_features, self.backbone, served, self.stream, self.cell.protocol.eval_batch, beside=beside
+            ),
             self.trainer.softmax,
-        )  # fmt: skip
+        )
+        classifier = self.serving.classifier(self.so_far.heads)
         self.head_s, clock = time.perf_counter() - clock, time.perf_counter()
         _evaluate(
-            self.cell, self.bench, self.stream, task.current, self.rule, served, task.trained, self.serving, self.so_far
-        )
+            self.cell, self.bench, self.stream, task.current, self.rule, served, task.trained, classifier, beside,
+            self.so_far,
+        )  # fmt: skip
         self.eval_s = time.perf_counter() - clock
 
     def record(self, task: LiveTask) -> None:
@@ -176,7 +181,7 @@ class _Run:
 
 def _evaluate(
     cell: Cell, bench: Workbench, stream: Stream, current: TaskData, rule: Rule, served: Weights, trained: Weights,
-    serving: Serving, so_far: SoFar,
+    classifier: Classifier, beside: Sequence[Weights], so_far: SoFar,
 ) -> None:  # fmt: skip
     """Predictions and counts after task t, and of theta*_t with the heads as trained on task t before merging."""
     seen = stream.tasks[: current.t]
@@ -192,7 +197,7 @@ def _evaluate(
         )
         everywhere = within = [*own, own_alone]
     else:
-        everywhere, within = bench.predict(cell, served, serving.classifier(so_far.heads), seen)
+        everywhere, within = bench.predict(cell, served, classifier, seen, beside)
     for told, kept, table in (
         (everywhere, so_far.predicted, so_far.counts),
         (within, so_far.predicted_taskaware, so_far.counts_taskaware),

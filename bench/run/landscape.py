@@ -113,7 +113,7 @@ def check_cell(cell: Cell) -> None:
     method, head = cell.method, cell.protocol.head.kind
     if cell.n_tasks < 2:
         raise UserError(f"--tasks: {cell.dataset.key} with one task has no merge to look at; ask for 2 or more")
-    if method.trainer.data == "seen" or not method.trainer.adapt or method.rule.experts:
+    if method.trainer.data == "seen" or not method.trainer.adapts(2) or method.rule.experts:
         raise UserError(f"--methods: {method.key!r} moves no served model towards a newly trained one; leave it out")
     if method.trainer.heads == "seen":
         raise UserError(

@@ -67,7 +67,7 @@ def train(
     config, device, content = protocol.train, backbone.device, "+".join(task.content for task in tasks)
     # A fixed A is one draw for the whole run, a trained one is drawn anew for each task.
     draw = derive(protocol.adapter, run_seed, *([content] if "A" in trainer.factors else []))
-    adapter = backbone.adapter(start, trainer.factors, draw) if trainer.adapt else Frozen(start)
+    adapter = backbone.adapter(start, trainer.factors, draw) if trainer.adapts(tasks[-1].t) else Frozen(start)
     scenario = stream.scenario
     headed = [group[0] for group in scenario.by_head(tasks)]  # a head has the columns of its first task
     head = training_heads(protocol.head, headed, backbone.dim, device, run_seed, scenario, earlier)

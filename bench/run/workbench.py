@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,15 +54,16 @@ class Workbench:
         )
 
     def predict(
-        self, cell: Cell, weights: Weights, classifier: Classifier, tasks: list[TaskData]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, cell: Cell, weights: Weights, classifier: Classifier, tasks: list[TaskData],
+        beside: Sequence[Weights] = (),
+    ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
         """:func:`bench.run.evaluate.predict`, once for equal bits: rules on one training agree on theta*_t and often on
         theta_hat_1.
         """
-        key = (weights.digest(), classifier.digest(), *(task.t for task in tasks))
+        key = (weights.digest(), *(w.digest() for w in beside), classifier.digest(), *(task.t for task in tasks))
         if key not in self._predicted:
             batch, stream = cell.protocol.eval_batch, self.stream(cell)
-            self._predicted[key] = predict(self.backbone(cell), weights, classifier, stream, tasks, batch)
+            self._predicted[key] = predict(self.backbone(cell), weights, classifier, stream, tasks, batch, beside)
         return self._predicted[key]
 
     def backbone(self, cell: Cell) -> Backbone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,8 +20,10 @@ from bench.config.files import load_protocol
 from bench.config.schema import ProtocolConfig, SuiteConfig, TrainConfig
 from bench.plan.cell import Cell
 from bench.plan.grid import expand
-from bench.plan.standing import standings
-from bench.records.record import read_records
+from bench.plan.method_protocol import for_method
+from bench.plan.standing import standing, standings
+from bench.plan.trials import pack
+from bench.records.record import Record, Standing, read_records
 from bench.registry import Registry, code_hash
 from bench.registry.code_hash import code_of_class, code_of_modules
 from bench.run.cell import run_cell
@@ -380,3 +383,69 @@ def test_a_half_done_cell_starts_over_where_its_images_were_replaced(place: Path
 def _stop_after_the_first_task(beat: dict) -> None:
     if beat["phase"] == "training" and beat["task"] == 2:
         raise KeyboardInterrupt
+
+
+def test_a_record_with_an_older_default_of_its_head_is_outdated_and_those_of_other_heads_are_not(
+    tmp_path: Path,
+) -> None:
+    """2,000 random features were the default once; no record of that time says so but in its protocol."""
+    for cell in cells(tmp_path, methods="average average/ncm average/ridge average/ridge:projection=2000"):
+        told = cell.protocol_told()
+        told["head"] = told["head"] | {"projection": 2000}
+        record: Record = {
+            "id": cell.id, "status": "done", "files": cell.files_digest, "protocol": told, "code": cell.code(),
+            "method": cell.method.describe(), "dataset": {"digest": None},
+        }  # fmt: skip
+        found = standing(record, cell, tmp_path)
+        if cell.method.variant.endswith("/ridge"):
+            assert found == Standing("outdated", "its protocol has changed since: head.projection was 2000, is 10000")
+        else:
+            assert found == Standing("done")
+
+
+def test_the_new_default_of_a_head_has_a_name_of_its_own_and_no_other_name_changes(tmp_path: Path) -> None:
+    ids = [cell.id[-10:] for cell in cells(tmp_path, methods="average@merged average@merged/ncm average@merged/ridge")]
+    older = ["fd002269fd", "bf6db7e31b", "abd652558f"]
+    assert ids[:2] == older[:2]
+    assert ids[2] != older[2]
+    [set_by_hand] = cells(tmp_path, methods="average@merged/ridge", **{"head.projection": 10_000})
+    assert set_by_hand.id[-10:] == ids[2]
+    [smaller] = cells(tmp_path, methods="average@merged/ridge", **{"head.projection": 2000})
+    assert smaller.id[-10:] not in (ids[2], older[2])
+
+
+def test_heads_differ_in_nothing_that_a_training_is_made_of(tmp_path: Path) -> None:
+    names = ("", "/linear", "/refit", "/align", "/ncm", "/ncm_both", "/lda", "/ridge", "/ridge:projection=50")
+    of = cells(tmp_path, methods=" ".join(f"average@merged{name}" for name in names))
+    assert len({cell.id for cell in of}) == len(names)
+    assert len({json.dumps(cell.train_keys) for cell in of}) == 1
+    heads = [cell.code().get("head") for cell in of]
+    assert heads[:2] == [None, None]
+    assert heads[4] == heads[5] != heads[6]
+    assert len({cell.code()["method"] for cell in of}) == 1
+    [trial] = pack(of, 1)
+    assert all(cell.keep_trainings and cell.chain_is_shared for cell in trial)
+    [[alone]] = pack(of[:1], 1)
+    assert not alone.chain_is_shared
+
+
+def test_an_entry_of_a_method_is_found_under_a_head_with_options(tmp_path: Path) -> None:
+    entry = {"per_method": {"ties": {"options": {"density": 0.4}}}}
+    for spelling in ("ties@pretrained/ridge:projection=50", "ties@pretrained/ridge:head.projection=50"):
+        asked = for_method(REGISTRY, load_protocol("embedded", entry), {}, spelling)
+        assert (asked.method.rule_options["density"], asked.protocol.head.projection) == (0.4, 50)
+        assert asked.entry == "ties"
+
+
+def test_where_heads_alone_are_trained_a_key_says_so(tmp_path: Path) -> None:
+    """Another class order may bring the same task first: there the backbone is adapted to it."""
+    first, plain = cells(tmp_path, methods="first_session+first@pretrained plain+first@pretrained")
+    swapped = dataclasses.replace(first)
+    vars(swapped)["cuts"] = [
+        dataclasses.replace(cut, t=t, columns=columns)
+        for cut, t, columns in zip(first.cuts[::-1], (1, 2), (range(5), range(5, 10)), strict=True)
+    ]
+    assert swapped.cuts[0].classes == first.cuts[1].classes
+    assert swapped.train_keys[1] != first.train_keys[2]
+    vars(other := dataclasses.replace(plain))["cuts"] = swapped.cuts
+    assert other.train_keys[1] == plain.train_keys[2]  # plain training is the same wherever it stands

@@ -11,7 +11,7 @@ from bench.config.schema import SuiteConfig
 from bench.method import Rule
 from bench.plan.cell import Cell
 from bench.plan.grid import expand
-from bench.plan.hashed_code import MERGING_CODE, NO_NUMBERS, REPLAY_CODE, TRAINING_CODE
+from bench.plan.hashed_code import HEAD_CODE, MERGING_CODE, NO_NUMBERS, REPLAY_CODE, TRAINING_CODE
 from bench.registry import Registry, code_hash
 from bench.statistics import STATISTICS, code_files
 
@@ -28,7 +28,7 @@ def test_the_loop_is_in_the_code_of_every_cell() -> None:
     assert "run/cell.py" in MERGING_CODE
     assert "method/chain.py" in MERGING_CODE
     assert "run/train.py" in TRAINING_CODE
-    for name in (*MERGING_CODE, *TRAINING_CODE, *REPLAY_CODE, *NO_NUMBERS):
+    for name in (*MERGING_CODE, *TRAINING_CODE, *REPLAY_CODE, *HEAD_CODE.values(), *NO_NUMBERS):
         assert (ROOT / "bench" / name).exists(), name
 
 
@@ -49,7 +49,7 @@ def reached(start: str) -> set[str]:
 
 def test_every_file_that_a_run_reaches_is_hashed_or_makes_no_numbers_for_a_reason() -> None:
     of_some = {file for key in STATISTICS for file in code_files(key)}
-    hashed = {*TRAINING_CODE, *MERGING_CODE, *REPLAY_CODE, *of_some}
+    hashed = {*TRAINING_CODE, *MERGING_CODE, *REPLAY_CODE, *HEAD_CODE.values(), *of_some}
     files = reached("run/cell.py")
     assert {"method/chain.py", "statistics/base.py", "run/write_record.py", "run/resume.py"} <= files
     faces = {file for file in files if file.endswith("__init__.py") and file not in NO_NUMBERS}

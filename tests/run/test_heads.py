@@ -25,12 +25,14 @@ from bench.config.files import load_protocol
 from bench.config.schema import HeadConfig, ProtocolConfig
 from bench.data.stream import Stream, TaskData
 from bench.method import Trainer
+from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.model.class_rows import check_rows
 from bench.model.heads import Head, concatenate, training_heads
 from bench.plan.cell import Cell
 from bench.run.cell import run_cell
 from bench.run.classifiers import KINDS, RIDGES, Features, Serving, serving_of
+from bench.run.classifiers.align import Gaussian
 from bench.run.evaluate import training_features
 from bench.run.train import train
 from tests.run.test_cell import DATA, Stop, bench, cells, numbers
@@ -58,6 +60,16 @@ def images(shuffled: bool = False) -> Features:
         return x[order], y[order]
 
     return features
+
+
+def twice(features: Features) -> Features:
+    """Of two models: the second one's are turned round."""
+
+    def both(task: TaskData) -> tuple[Tensor, Tensor]:
+        x, y = features(task)
+        return torch.cat([x, 3 * x.flip(1)], 1), y
+
+    return both
 
 
 def protocol(kind: str, **overrides: object) -> ProtocolConfig:
@@ -98,6 +110,130 @@ def test_ncm_is_the_cosine_to_the_mean_feature() -> None:
     got = fitted(serving("ncm"), images())(x.float())
     assert got.shape == (120, 6)
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_prototypes_of_two_models_stand_side_by_side_as_they_come() -> None:
+    x, y = everything(twice(images()))
+    means = torch.stack([x[y == column].mean(0) for column in range(sum(SIZES))])
+    expected = normalize(x, dim=1) @ normalize(means, dim=1).T
+    got = fitted(serving("ncm_both"), twice(images()))(x.float())
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
+    theta_0 = Weights.of({"w": torch.ones(1)})
+    assert serving("ncm_both").beside(theta_0) == (theta_0,)
+    assert serving("ncm").beside(theta_0) == ()
+
+
+def test_lda_over_tasks_is_the_discriminant_of_all_images_at_once() -> None:
+    x, y = everything(images())
+    rows, columns, eps = x.numpy(), y.numpy(), 0.05
+    means = [rows[columns == c].mean(0) for c in range(sum(SIZES))]
+    within = sum(np.outer(row - means[c], row - means[c]) for row, c in zip(rows, columns, strict=True)) / len(rows)
+    precision = np.linalg.inv((1 - eps) * within + eps * np.eye(D))
+    expected = np.array([[row @ precision @ m - m @ precision @ m / 2 for m in means] for row in rows])
+    got = fitted(serving("lda", **{"head.shrinkage": eps}), images())(x.float())
+    np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-10)
+    shuffled = fitted(serving("lda", **{"head.shrinkage": eps}), images(shuffled=True))(x.float())
+    torch.testing.assert_close(shuffled, got, rtol=0, atol=1e-10)
+    # A covariance of the identity alone leaves the nearest mean.
+    nearest = fitted(serving("lda", **{"head.shrinkage": 1.0}), images())(x.float()).argmax(1)
+    distances = torch.stack([(x - torch.from_numpy(mean)).square().sum(1) for mean in means], 1)
+    assert torch.equal(nearest, distances.argmin(1))
+
+
+def test_a_class_without_images_is_never_the_answer_of_discriminants() -> None:
+    (task,) = tasks()[:1]
+    found = serving("lda")
+    found.fit([task], [trained(task)], lambda of: (torch.ones(4, D), torch.tensor([0, 0, 2, 2])))
+    assert float(found.classifier([trained(task)])(torch.ones(1, D))[0, 1]) == -math.inf
+
+
+def test_a_gaussian_has_the_classs_moments_and_old_means_shrink() -> None:
+    x = torch.randn(30, D, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.arange(1.0, D + 1)) + 2
+    found = Gaussian.of(1, 0, x)
+    covariance = np.cov(x.double().numpy().T) + 1e-4 * np.eye(D)
+    np.testing.assert_allclose((found.factor @ found.factor.T).numpy(), covariance, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.mean.numpy(), x.numpy().mean(0), rtol=1e-6, atol=1e-6)
+    normal = torch.randn(200_000, D, generator=torch.Generator().manual_seed(1))
+    drawn = found.drawn(normal, 4)  # after task 4 a mean of task 1 stands at 0.9 + 0.1 / 4
+    np.testing.assert_allclose(drawn.mean(0).numpy(), 0.925 * found.mean.numpy(), atol=0.06)
+    np.testing.assert_allclose(np.cov(drawn.numpy().T), covariance, atol=0.6)
+    assert torch.isfinite(Gaussian.of(1, 0, x[:1]).drawn(normal[:5], 1)).all()  # one image
+
+
+def test_alignment_is_its_equations_step_by_step() -> None:
+    kept = [trained(task) for task in tasks()]
+    found = serving("align", **{"head.align_epochs": 2, "head.align_samples": 20})
+    for task, head in zip(tasks(), kept, strict=True):
+        found.fit([task], [head], images())
+        if task.t == 1:
+            assert found.classifier(kept[:1]).digest() == kept[0].digest()  # nothing to align yet
+    W = torch.cat([head.weight for head in kept]).double()
+    b, speed = torch.zeros(sum(SIZES), dtype=torch.float64), [0.0, 0.0]
+    for epoch in range(2):
+        x, y = found._samples(epoch)  # type: ignore[attr-defined]
+        assert len(x) == 20 * sum(SIZES)
+        assert torch.equal(y.bincount(), torch.full((sum(SIZES),), 20))
+        lr = 0.01 * (1 + math.cos(math.pi * epoch / 2)) / 2
+        for at in range(0, len(x), 20):
+            W, b = W.requires_grad_(), b.requires_grad_()
+            loss = W.new_zeros(())
+            for row, column in zip(x[at : at + 20].double(), y[at : at + 20], strict=True):
+                logits = W @ row + b
+                norm = sum(logits[edge : edge + n].norm() for edge, n in zip((0, 3, 4), SIZES, strict=True)) / 3
+                scaled = logits / norm / 0.1
+                loss = loss + (torch.logsumexp(scaled, 0) - scaled[column]) / 20
+            gradients = torch.autograd.grad(loss, [W, b])
+            W, b = W.detach(), b.detach()
+            speed = [0.9 * v + g + 5e-4 * p for v, g, p in zip(speed, gradients, (W, b), strict=True)]
+            W, b = W - lr * speed[0], b - lr * speed[1]
+    got = found.classifier(kept)
+    assert isinstance(got, Head)
+    np.testing.assert_allclose(got.weight.numpy(), W.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got.bias.numpy(), b.numpy(), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(got.weight, torch.cat([head.weight for head in kept]))
+    for head, task in zip(kept, tasks(), strict=True):
+        assert torch.equal(head.weight, trained(task).weight)  # copies were trained
+
+
+def test_alignment_lets_no_head_shout_the_others_down() -> None:
+    def split(task: TaskData) -> tuple[Tensor, Tensor]:
+        y = task.columns.start + torch.arange(60) % len(task.columns)
+        noise = torch.randn(60, D, generator=torch.Generator().manual_seed(task.t))
+        return 0.3 * noise + 3 * torch.nn.functional.one_hot(y, D), y
+
+    heads = []
+    for task in tasks():
+        weight = torch.eye(D)[task.columns.start : task.columns.stop] * (20 if task.t == 1 else 1)
+        heads.append(Head(weight, torch.full((len(task.columns),), 30.0 if task.t == 1 else 0.0)))
+    x, y = everything(split)
+    assert float((concatenate(heads)(x.float()).argmax(1) == y).float().mean()) < 0.5
+    found = serving("align", **{"head.align_lr": 0.5})
+    for task, head in zip(tasks(), heads, strict=True):
+        found.fit([task], [head], split)
+    assert float((found.classifier(heads)(x.float()).argmax(1) == y).float().mean()) > 0.95
+
+
+def test_joint_heads_are_aligned_at_once_as_if_all_tasks_had_been_seen() -> None:
+    kept = [trained(task) for task in tasks()]
+    one_by_one, together = serving("align"), serving("align")
+    for task, head in zip(tasks(), kept, strict=True):
+        one_by_one.fit([task], [head], images())
+    together.fit(tasks(), kept, images())
+    assert together.classifier(kept).digest() == one_by_one.classifier(kept).digest()
+
+
+def test_the_penalty_is_the_same_from_either_side_of_the_kernel() -> None:
+    """32 images are fewer than 50 random features and more than 20: both ways to solve, by brute force."""
+    for size in (50, 20):
+        found = serving("ridge", **{"head.projection": size})
+        x, y = images()(tasks()[0])
+        targets = torch.eye(3, dtype=torch.float64)[y]
+        h = hidden(x[:32], size)
+        for ridge, weight in found._solutions(x[:32], targets[:32]):  # type: ignore[attr-defined]
+            if ridge < 1e-5:
+                continue  # float64 does not reach further
+            expected = np.linalg.inv(h.T @ h + ridge * np.eye(size)) @ (h.T @ targets[:32]).numpy()
+            np.testing.assert_allclose(weight.numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_ridge_over_tasks_is_one_solve_over_all_images() -> None:
@@ -174,14 +310,19 @@ def test_refit_after_joint_training_takes_its_softmax() -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_what_is_carried_is_given_back_bit_for_bit(kind: str) -> None:
-    a, b, seen = serving(kind), serving(kind), tasks()
+    carried = {
+        "ridge": 8 * (50 * 50 + 50 * 4),
+        "lda": 8 * (D * D + 4 * D + 4),
+        "align": 4 * 4 * (D + D * D),  # float32, four classes
+    }
+    a, b, seen, shown = serving(kind), serving(kind), tasks(), twice(images()) if kind == "ncm_both" else images()
     heads = [trained(task) for task in seen]
     for task, head in zip(seen[:2], heads[:2], strict=True):
-        a.fit([task], [head], images())
+        a.fit([task], [head], shown)
     b.restore({name: x.clone() for name, x in a.tensors().items()})
-    assert a.carried == b.carried == (8 * (50 * 50 + 50 * 4) if kind == "ridge" else 0)
+    assert a.carried == b.carried == carried.get(kind, 0)
     for found in (a, b):
-        found.fit([seen[2]], [heads[2]], images())
+        found.fit([seen[2]], [heads[2]], shown)
     assert a.classifier(heads).digest() == b.classifier(heads).digest()
 
 
@@ -272,7 +413,7 @@ def small(method: str, tmp_path: Path, n_tasks: int = 3, **overrides: object) ->
     return cell
 
 
-@pytest.mark.parametrize("kind", ["ncm", "ridge", "refit", "zero_shot"])
+@pytest.mark.parametrize("kind", ["ncm", "ncm_both", "ridge", "refit", "align", "lda", "zero_shot"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, kind: str) -> None:
     cell = small(f"average@merged/{kind}", tmp_path)
     whole = run_cell(cell, bench(tmp_path / "whole", cache=False))
