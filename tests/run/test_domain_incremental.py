@@ -34,7 +34,8 @@ from tests.helpers.domains import write_letters
 BY_DOMAIN = SCENARIOS["domain_incremental"]
 METHODS = (
     "average@merged", "pm", "finetune", "ewc", "ties@pretrained", "regmean", "joint", "joint_local", "linear_probe",
-    "average@merged/ncm", "average@merged/ridge", "average@merged/refit", "adamerging:steps=3", "experts",
+    "average@merged/ncm", "average@merged/ncm_both", "average@merged/lda", "average@merged/ridge:projection=100",
+    "average@merged/align", "average@merged/refit", "ranpac:projection=100", "adamerging:steps=3", "experts",
     "trm:steps=2", "oracle_layer:steps=2", "fisher",
 )  # fmt: skip
 
@@ -162,7 +163,10 @@ class Stop(BaseException):
     """Like Ctrl-C: not an error of the cell."""
 
 
-@pytest.mark.parametrize("method", ["average@merged", "ewc", "average@merged/ncm", "average@merged/refit"])
+HEADS = ("ncm", "ncm_both", "lda", "align", "refit")
+
+
+@pytest.mark.parametrize("method", ["average@merged", "ewc", *(f"average@merged/{head}" for head in HEADS)])
 def test_resumed_after_the_first_domain_equals_uninterrupted(
     method: str, data: Path, tmp_path: Path, ran: tuple[Path, dict[str, dict[str, Any]]]
 ) -> None:
