@@ -33,7 +33,7 @@ from bench.method.weights import Weights
 from bench.model.backbone import Backbone
 from bench.model.heads import Head
 from bench.registry.resolved import Method
-from bench.run.live_task import LiveTask
+from bench.run.live_task import LiveTask, directions
 from bench.run.train import Learnt, train
 
 IMAGE = ImageConfig(size=8, channels=1, mean=[0.5], std=[0.25])
@@ -174,9 +174,14 @@ class World:
         """A training; plain ones are kept, since every rule wants the same."""
         key = (*(task.content for task in tasks), start.digest(), record) if type(trainer) is Trainer else None
         if key is None or key not in self._learnt:
-            found = train(
-                self.backbone, stream, tasks, trainer, start, self.protocol, 0, record, earlier=earlier, served=served
+            served = self.backbone.pretrained if served is None else served
+            chosen = directions(
+                trainer, self.backbone, stream, tasks[-1], self.protocol, earlier, 0, self.store, start, served
             )
+            found = train(
+                self.backbone, stream, tasks, trainer, start, self.protocol, 0, record, earlier=earlier, served=served,
+                directions=chosen,
+            )  # fmt: skip
             if key is None:
                 return found
             self._learnt[key] = found

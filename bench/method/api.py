@@ -26,7 +26,7 @@ Plugin classes are created anew for every run. This module imports neither torch
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from typing_extensions import dataclass_transform
@@ -148,6 +148,12 @@ class Trainer(Plugin):
     def adapts(cls, t: int) -> bool:
         """Whether the backbone is trained in task t, or heads only. Known before anything is run."""
         return cls.adapt
+
+    def directions(self, task: Task) -> Mapping[str, Tensor]:
+        """Before task t: the rows (k, d_in) of LoRA's A by tensor, the first rank of which are taken; where there is
+        none they are drawn. ``task.trained`` is where training begins. For ``factors = "B"``; must not change state.
+        """
+        return {}
 
     def weights(self, theta: Weights, start: Weights, rng: np.random.Generator) -> Weights:
         """Where this step's loss is taken, given theta (P,), with its graph, and where the task began."""

@@ -272,8 +272,9 @@ class Cell:
         served = parent = "pretrained"
         keys: dict[int, str] = {}
         # What a trainer remembers comes from the tasks before, by way of their statistics.
-        memory = [protocol.fisher_samples, code["method"]] if self.method.trainer.states() else None
         learner, joint = self.method.trainer, self.method.trainer.data == "seen"
+        chooses = learner.directions is not Trainer.directions  # from statistics, at the first task too
+        memory = [protocol.fisher_samples, code["method"]] if learner.states() or chooses else None
         for t in self.trained_tasks:
             begun = begins(self.method.start, "pretrained", parent, served)
             keys[t] = key_of(
@@ -281,7 +282,7 @@ class Cell:
                 base,
                 *self.scenario.learnt_from(self.cuts[:t], joint, parent),
                 begun,
-                [parent, *memory] if memory and t > 1 else None,
+                [parent, *memory] if memory and (t > 1 or chooses) else None,
                 # Old heads come from the training before, a teacher from all that was served before.
                 *([["heads", parent]] if learner.heads == "seen" and t > 1 else []),
                 *([["served", served]] if learner.reads_served and t > 1 else []),

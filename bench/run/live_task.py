@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,13 @@ from bench.common.cache import Store
 from bench.common.seeds import numpy_rng, torch_rng
 from bench.config.schema import ProtocolConfig
 from bench.data.stream import Stream, TaskData
+from bench.method import Trainer
 from bench.method.asking import AsksByName
+from bench.method.chain import handed
+from bench.method.protect import unchanged
 from bench.method.weights import Weights
 from bench.model.backbone import Backbone
-from bench.model.heads import Head, concatenate, new_head
+from bench.model.heads import Head, concatenate, new_head, training_heads
 from bench.statistics import statistic
 from bench.statistics.base import Place
 
@@ -28,6 +31,24 @@ _GRANTS = {
     "labelled": {"images", "labels"},
     "oracle": {"images", "labels", "validation"},
 }
+
+
+def directions(
+    trainer: Trainer, backbone: Backbone, stream: Stream, current: TaskData, protocol: ProtocolConfig,
+    earlier: Sequence[Head], run_seed: int, store: Store, start: Weights, served: Weights,
+) -> Mapping[str, Tensor]:  # fmt: skip
+    """What the trainer chooses before a task is trained; its task has a fresh head, and theta*_t is where it begins."""
+    if type(trainer).directions is Trainer.directions:
+        return {}
+    head = training_heads(
+        protocol.head, [current], backbone.dim, backbone.device, run_seed, stream.scenario, list(earlier)
+    )
+    task = LiveTask(
+        "labelled", stream, current, backbone, protocol, [*earlier, head], run_seed, store, backbone.pretrained, start,
+        served, start, {},
+    )  # fmt: skip
+    with unchanged(f"trainer {trainer.key}", handed(task)):
+        return trainer.directions(task)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from bench.model.heads import Head
 from bench.offline.checkpoints import fold_adapter
 from bench.plan.cell import Cell
 from bench.plan.replayed import ReplayCell
+from bench.run.live_task import directions
 from bench.run.train import Learnt, train
 
 
@@ -96,9 +97,13 @@ class TrainedHere:
     ) -> Learnt:
         cell, trainer = self._cell, self._trainer
         tasks = self._stream.tasks[: current.t] if trainer.data == "seen" else [current]
+        chosen = directions(
+            trainer, self._backbone, self._stream, current, cell.protocol, earlier, cell.run_seed, self._store, start,
+            served,
+        )  # fmt: skip
         return train(
             self._backbone, self._stream, tasks, trainer, start, cell.protocol, cell.run_seed, record, earlier=earlier,
-            served=served,
+            served=served, directions=chosen,
         )  # fmt: skip
 
     def _read(self, tensors: dict[str, Tensor], header: dict[str, Any], start: Weights) -> Learnt:

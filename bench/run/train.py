@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +50,7 @@ def train(
     progress: Callable[[int, int], None] = lambda step, total: None,
     earlier: Sequence[Head] = (),
     served: Weights | None = None,
+    directions: Mapping[str, Tensor] | None = None,
 ) -> Learnt:
     """Train the adapter and the heads of ``tasks`` (the current one; all seen for a joint reference) from ``start``.
 
@@ -57,7 +58,7 @@ def train(
     exponential average of the squared gradient of the task loss in the dense weights, bias-corrected as in Adam.
     ``progress`` is told (steps done, of how many) after each step. ``earlier`` are the heads of the tasks before, which
     a head that all tasks share goes on from, and a trainer with ``heads = "seen"`` trains on. ``served`` is
-    theta_hat_{t-1}, for trainers that read it.
+    theta_hat_{t-1}, for trainers that read it; ``directions`` are rows of LoRA's A that a trainer has chosen.
 
     Raises:
         FloatingPointError: training diverged.
@@ -68,6 +69,8 @@ def train(
     # A fixed A is one draw for the whole run, a trained one is drawn anew for each task.
     draw = derive(protocol.adapter, run_seed, *([content] if "A" in trainer.factors else []))
     adapter = backbone.adapter(start, trainer.factors, draw) if trainer.adapts(tasks[-1].t) else Frozen(start)
+    if directions:
+        adapter.hold(directions)
     scenario = stream.scenario
     headed = [group[0] for group in scenario.by_head(tasks)]  # a head has the columns of its first task
     head = training_heads(protocol.head, headed, backbone.dim, device, run_seed, scenario, earlier)

@@ -14,13 +14,15 @@ from bench.config.schema import ProtocolConfig, SuiteConfig
 from bench.data.stream import Stream
 from bench.method import Step, Trainer
 from bench.model.backbone import Backbone
-from bench.model.heads import new_head
+from bench.model.heads import Head, new_head
+from bench.registry import Registry
 from bench.run.cell import run_cell
+from bench.run.live_task import LiveTask, directions
 from bench.run.train import _batches, train
 from tests.run.test_cell import Stop, bench, cells, numbers
 
 
-@pytest.mark.parametrize("method", ["lwf", "lwf_average", "er", "er_average", "derpp"])
+@pytest.mark.parametrize("method", ["lwf", "lwf_average", "er", "er_average", "derpp", "inflora"])
 def test_a_cell_that_was_interrupted_or_cached_has_the_same_numbers(tmp_path: Path, method: str) -> None:
     (cell,) = cells(method)
 
@@ -117,6 +119,29 @@ def test_replay_forgets_less_than_going_on_without(tmp_path: Path) -> None:
     right = {key: sum(hits for hits, _ in record["counts"][-1]) for key, record in table.items()}
     assert right["er"] > right["finetune"] + 20
     assert right["derpp"] > right["finetune"] + 20
+
+
+def test_infloras_second_task_leaves_the_inputs_of_the_first_alone(
+    backbone: Backbone, stream: Stream, protocol: ProtocolConfig, tmp_path: Path
+) -> None:
+    """What task 2 adds to a layer maps the span that was remembered of task 1 to zero; LoRA's own A does not."""
+    store = bench(tmp_path).store
+    inflora = Registry.load().trainers["inflora"](threshold=0.9)
+    inflora.begin(backbone.pretrained)
+    at, heads = backbone.pretrained, list[Head]()
+    kept: dict[str, torch.Tensor] = {}
+    for task in stream.tasks:
+        chosen = directions(inflora, backbone, stream, task, protocol, heads, 0, store, at, at)
+        assert set(chosen) == set(at.layout.names)
+        learnt = train(backbone, stream, [task], inflora, at, protocol, 0, directions=chosen)
+        heads = [*heads, *learnt.heads]
+        for name, change in (learnt.weights - at).items() if kept else ():
+            assert float(change.norm()) > 0
+            assert float((change.double() @ kept[name]).norm()) < 1e-4 * float(change.norm())
+        seen = LiveTask("labelled", stream, task, backbone, protocol, heads, 0, store, backbone.pretrained, at, at,
+                        learnt.weights, {})  # fmt: skip
+        inflora.learnt(seen)
+        kept, at = {n: M.clone() for n, M in inflora.M.items()}, learnt.weights  # type: ignore[attr-defined]
 
 
 class Widened(Trainer):

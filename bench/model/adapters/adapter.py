@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from torch import Tensor, nn
@@ -57,6 +57,10 @@ class Adapter(ABC, Generic[Options]):
             factors: what the trainer trains, one of the options' ``factors``.
             seed: of whatever is drawn; the global generator is left alone.
         """
+
+    def hold(self, rows: Mapping[str, Tensor]) -> None:
+        """Give a factor that is kept fixed these rows (k, in) by tensor; kinds without such a factor are not asked."""
+        raise NotImplementedError
 
     @abstractmethod
     def weights(self) -> Weights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,13 @@ class LoRA(Adapter[LoRAConfig]):
         drawn = draw(start.layout.shapes, options.rank, seed)
         pairs = ((A.to(start.vector), B.to(start.vector)) for A, B in drawn)
         return cls(dict(zip(start.layout.names, pairs, strict=True)), start, options.scale, factors)
+
+    def hold(self, rows: Mapping[str, Tensor]) -> None:
+        """Replace A by the first of those rows, zeros below them where there are fewer than the rank."""
+        for A, names in zip(self.A, self._groups, strict=True):
+            for own, name in zip(A, names, strict=True):
+                if name in rows:
+                    own.zero_()[: len(rows[name])] = rows[name][: len(own)]
 
     def weights(self) -> Weights:
         """W_start + scale * B A."""
