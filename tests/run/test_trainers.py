@@ -197,3 +197,18 @@ def test_weights_of_a_method_that_trains_old_heads_on_are_not_kept(tmp_path: Pat
     suite = SuiteConfig(key="t", protocol="embedded", datasets=["digits"], tasks=[2], methods=["er"], seeds="1")
     with pytest.raises(UserError, match="--keep-weights: 'er' trains the heads of earlier tasks on"):
         _ = Session(suite, keep_weights=True).grid
+
+
+def test_er_aces_current_batch_sees_its_own_classes_alone(
+    backbone: Backbone, stream: Stream, protocol: ProtocolConfig
+) -> None:
+    """Before a buffer is there, old heads stay as they were, and the rest is plain training."""
+    task, old = stream.tasks[1], new_head(5, backbone.dim, 0.1, "cpu", 5, "old")
+    ace = Registry.load().trainers["er_ace"]()
+    ace.begin(backbone.pretrained)
+    kept, plain = (
+        train(backbone, stream, [task], who, backbone.pretrained, protocol, 0, earlier=[old])
+        for who in (ace, Trainer())
+    )
+    assert kept.heads[0].digest() == old.digest()
+    torch.testing.assert_close(kept.heads[1].weight, plain.heads[0].weight, rtol=0, atol=1e-4)
