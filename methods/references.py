@@ -10,10 +10,12 @@
   adapter, loss and schedule, and served for ever; after that only heads are trained, for what is measured before
   merging. `ranpac` is the full RanPAC (10,000 random features, as in the authors' settings), `aper` takes prototypes of
   features of theta_0 and of theta*_1 side by side (ADAM, later called APER, arXiv:2303.07338, its dual-branch network).
-  The papers adapt by AdaptFormer, SSF, VPT or, in APER, all weights, with SGD 0.01. Their published numbers are
-  class-incremental without the task: one classifier over all classes seen, fitted as here.
+  The papers adapt by AdaptFormer, SSF, VPT or, in APER, all weights, with SGD 0.01.
 * `experts`: task i is answered by theta*_i and its own head, the true task given: the normaliser of the merging
   literature.
+
+Published numbers: of RanPAC, APER and SimpleCIL class-incremental without the task id, one head over all classes seen,
+fitted as here.
 """
 
 from bench.method import Rule, Task, Trainer, Weights, method, rule, trainer

@@ -32,7 +32,7 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> User
         where: file and key, or the option, in which it stood.
     """
     options = sorted(known)
-    near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.51)  # of two letters out of four, one is chance
     if near:
         hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     elif len(options) <= 12:

@@ -106,7 +106,7 @@ def test_the_heat_map_has_no_cell_of_an_outdated_record() -> None:
         factorial.FactorialConfig(), rows_of([*now, *old], {record["id"]: OUTDATED for record in old})
     )
     ((place, reached),) = found.cells.items()
-    assert place == ("ties", ("plain", "merged"))
+    assert place == ("ties", factorial.Column("plain", "merged"))
     assert (reached.values, reached.cells, reached.failed) == ((50.0,) * 3, 3, 0)
 
 
