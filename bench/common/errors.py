@@ -32,7 +32,10 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> User
         where: file and key, or the option, in which it stood.
     """
     options = sorted(known)
-    near = difflib.get_close_matches(name, options, n=3, cutoff=0.51)  # of two letters out of four, one is chance
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    if near:  # beside a name that is nearly the same, one that shares two letters is chance
+        best = difflib.SequenceMatcher(None, near[0], name).ratio()
+        near = difflib.get_close_matches(name, near, n=3, cutoff=0.6 * best)
     if near:
         hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     elif len(options) <= 12:
